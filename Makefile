@@ -1,0 +1,90 @@
+# The index of commands. `make` alone lists them.
+SHELL := /bin/bash -o pipefail
+.DEFAULT_GOAL := help
+
+# Everything built or installed lies outside the checkout, so that a second clone finds it made.
+export SPOT_TRAINING_CACHE ?= $(HOME)/.cache/spot-training
+export PYTHONDONTWRITEBYTECODE := 1
+PYTHON ?= python3
+VENV := $(SPOT_TRAINING_CACHE)/venv-$(shell cat tests/requirements.txt | sha256sum | cut -c1-12)
+PY := $(VENV)/bin/python
+RUN := PYTHONPATH=operator:. $(PY)
+
+.PHONY: help
+help: ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-11s %s\n", $$1, $$2}'
+
+# --- to see it -------------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: install ## The whole loop: train, take the node away, see the job finish elsewhere
+	@$(RUN) -m tests.kit.demo
+
+.PHONY: cluster
+cluster: venv ## A kind cluster with spot GPU nodes (made from packages where no image can be pulled)
+	@$(RUN) -m tests.kit.cluster up
+
+.PHONY: install
+install: cluster ## Build the images and install the chart, the simulated guest agent and the sample pools
+	@$(RUN) -m tests.kit.install up
+
+.PHONY: reclaim
+reclaim: venv ## Have the cloud take a node: NODE=worker2 IN=60 [KILL=1: its container really goes]
+	@$(RUN) -m tests.kit.guest_agent.control reclaim --node $(NODE) --in-seconds $(or $(IN),60) $(if $(KILL),--kill)
+
+.PHONY: withdraw
+withdraw: venv ## Have the cloud change its mind: NODE=worker2
+	@$(RUN) -m tests.kit.guest_agent.control withdraw --node $(NODE)
+
+.PHONY: restore
+restore: venv ## Bring a node back that was taken: NODE=worker2
+	@$(RUN) -m tests.kit.guest_agent.control restore --node $(NODE)
+
+.PHONY: clean
+clean: venv ## Take the cluster down, and the container engine if `make cluster` started it
+	@$(RUN) -m tests.kit.cluster down --engine
+
+# --- to develop it ---------------------------------------------------------------------------------------------
+
+.PHONY: venv
+venv: $(VENV)/.done ## Make the Python environment for development and tests
+
+$(VENV)/.done: tests/requirements.txt
+	@echo "==> Python environment in $(VENV)"
+	@tests/kit/bootstrap
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.txt
+	@touch $@
+
+.PHONY: check
+check: venv ## Format, lint, strict types, import contracts, generated files, unit tests: seconds
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@PYTHONPATH=operator $(VENV)/bin/lint-imports --no-logo 2>&1 | tail -n 12
+	@$(RUN) -m spot_training.api.schema --check crds
+	@$(PY) -m pytest -q tests/unit
+
+.PHONY: test
+test: check ## Everything, on a real cluster that it brings up and takes down (KEEP=1 leaves it up)
+	@$(if $(KEEP),,trap '$(RUN) -m tests.kit.cluster down --engine' EXIT;) \
+	  $(RUN) -m tests.kit.install up && $(PY) -m pytest tests
+
+.PHONY: format
+format: venv ## Format the code and mend what the linter can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+.PHONY: crds
+crds: venv ## Write crds/ from the models
+	$(RUN) -m spot_training.api.schema --write crds
+
+.PHONY: manifests
+manifests: venv ## Write manifests/install.yaml from the chart
+	$(RUN) -m tests.kit.manifests --write manifests/install.yaml
+
+.PHONY: lock
+lock: ## Pin the newest versions that fit operator/requirements.in and tests/requirements.in (needs uv)
+	for part in operator tests; do uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header $$part/requirements.in -o $$part/requirements.txt; done

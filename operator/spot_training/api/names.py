@@ -1,0 +1,56 @@
+"""Every name that users and the three programs agree on: labels, annotations, taints, variables.
+
+Standard library only: the agent reads this module and must stay small.
+"""
+
+from typing import Final
+
+GROUP: Final = "spot.training"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+JOB_KIND: Final = "SpotTrainingJob"
+JOB_PLURAL: Final = "spottrainingjobs"
+POOL_KIND: Final = "SpotPool"
+POOL_PLURAL: Final = "spotpools"
+MANAGED_BY: Final = "spot.training/operator"
+
+# Pod labels. The job's name and UID find the pods of a job; attempt and index say which one it is.
+LABEL_JOB: Final = "spot.training/job"
+LABEL_JOB_UID: Final = "spot.training/job-uid"
+LABEL_ATTEMPT: Final = "spot.training/attempt"
+LABEL_INDEX: Final = "spot.training/index"
+
+# Node labels, ours; clouds have theirs.
+LABEL_POOL: Final = "spot.training/pool"
+LABEL_CAPACITY_TYPE: Final = "spot.training/capacity-type"
+
+# The agent's marks on its Node: the only channel from agent to operator.
+TAINT_RECLAIM: Final = "spot.training/reclaim"
+NOTICE_ID: Final = "spot.training/notice-id"
+NOTICE_KIND: Final = "spot.training/notice-kind"
+NOTICE_SOURCE: Final = "spot.training/notice-source"
+RECLAIM_DEADLINE: Final = "spot.training/reclaim-deadline"
+NOTICED_AT: Final = "spot.training/noticed-at"
+CORDONED_BY: Final = "spot.training/cordoned-by"
+CORDONED_AT: Final = "spot.training/cordoned-at"
+
+# Node conditions with which the agent reports its drain; the types KEP-5683 settled on.
+CONDITION_DRAINING: Final = "DrainInProgress"
+CONDITION_DRAINED: Final = "Drained"
+
+# Why a pod was deleted by us, in the pod condition that Kubernetes itself uses for disruptions.
+DISRUPTION_TARGET: Final = "DisruptionTarget"
+REASON_RECLAIMED: Final = "SpotReclamation"
+
+# Environment of the training container.
+ENV_JOB: Final = "SPOT_JOB"
+ENV_FENCE: Final = "SPOT_FENCE"
+ENV_ATTEMPT: Final = "SPOT_ATTEMPT"
+ENV_CHECKPOINT_DIR: Final = "SPOT_CHECKPOINT_DIR"
+ENV_RESUME_DIR: Final = "SPOT_RESUME_DIR"
+ENV_INTERVAL: Final = "SPOT_CHECKPOINT_INTERVAL_SECONDS"
+ENV_GRACE: Final = "SPOT_GRACE_SECONDS"
+
+# Kept from every deadline: the machine may go a little early, and kubelet needs time to kill what ignores
+# SIGTERM and to tell the API server that it did.
+DEADLINE_MARGIN_SECONDS: Final = 5

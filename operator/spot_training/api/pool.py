@@ -1,0 +1,111 @@
+"""``SpotPool``: a named group of interchangeable nodes: what it costs and how often it is taken."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from spot_training.api.model import Condition, Decimal, LabelMap, Model, OpenModel, Word, rule, rules
+
+
+class Toleration(OpenModel):
+    """A toleration, added to the pods that are placed in the pool."""
+
+    key: Word | None = None
+    operator: Literal["Exists", "Equal", "Lt", "Gt"] | None = None
+    value: Word | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class SpotPoolSpec(Model):
+    """What the user says about the pool."""
+
+    model_config = rules(
+        rule(
+            "self.provisioning == 'Static'",
+            "provisioning: Autoscaled is not available in this version; use Static",
+            ".provisioning",
+        ),
+        rule(
+            "!has(self.maxInterruptionsPerHour)",
+            "maxInterruptionsPerHour: not available in this version; leave it out",
+            ".maxInterruptionsPerHour",
+        ),
+    )
+
+    node_selector: Annotated[LabelMap, Field(min_length=1)] = Field(
+        description="Labels that a node must have to belong to the pool."
+    )
+    capacity_type: Literal["Spot", "OnDemand"] = Field(
+        "Spot", description="Spot nodes can be reclaimed; OnDemand nodes cost more and stay."
+    )
+    provider: Literal["eci", "aws", "gcp", "azure", "alibaba", "tencent", "other"] | None = Field(
+        None, description="The cloud, for people and for the notice it gives."
+    )
+    notice_seconds: Annotated[int, Field(ge=1, le=86400)] = Field(
+        60, description="Seconds between the cloud's notice and the end of the machine, at the least."
+    )
+    price_per_node_hour: Decimal | None = Field(
+        None, description="Price of a node for an hour, such as '1.20'."
+    )
+    on_demand_price_per_node_hour: Decimal | None = Field(
+        None, description="What the same node costs on demand, to tell what was saved."
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = Field(
+        [], description="Tolerations added to the pods placed here."
+    )
+    gpu_resource: Annotated[str, Field(min_length=1, max_length=128)] = Field(
+        "nvidia.com/gpu", description="The extended resource that counts GPUs."
+    )
+    provisioning: Literal["Static", "Autoscaled"] = Field(
+        "Static",
+        description="Static: pods go to nodes that exist. Autoscaled: an autoscaler makes nodes for pods.",
+    )
+    max_interruptions_per_hour: Annotated[int, Field(ge=1, le=10000)] | None = Field(
+        None, description="Above that, nothing new is placed here for a while."
+    )
+    node_deletion_means_gone: bool = Field(
+        False, description="Whether a deleted Node object proves that its machine is gone."
+    )
+
+
+class NodeCounts(Model):
+    """Nodes of the pool."""
+
+    total: int = 0
+    ready: int = 0
+    reclaiming: int = 0
+
+
+class GpuCounts(Model):
+    """GPUs on the pool's nodes that can take pods now."""
+
+    total: int = 0
+    free: int = 0
+
+
+class SpotPoolStatus(Model):
+    """What the operator sees of the pool."""
+
+    observed_generation: int = 0
+    nodes: NodeCounts = NodeCounts()
+    gpus: GpuCounts = GpuCounts()
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=16,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+
+
+COLUMNS = [
+    {"name": "Type", "type": "string", "jsonPath": ".spec.capacityType"},
+    {"name": "Nodes", "type": "integer", "jsonPath": ".status.nodes.total"},
+    {"name": "Ready", "type": "integer", "jsonPath": ".status.nodes.ready"},
+    {"name": "Reclaiming", "type": "integer", "jsonPath": ".status.nodes.reclaiming"},
+    {"name": "GPUs", "type": "integer", "jsonPath": ".status.gpus.total"},
+    {"name": "Free", "type": "integer", "jsonPath": ".status.gpus.free"},
+    {"name": "Price", "type": "string", "jsonPath": ".spec.pricePerNodeHour"},
+    {"name": "Available", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Available')].message"},
+    {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
+]

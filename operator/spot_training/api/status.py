@@ -1,0 +1,145 @@
+"""``SpotTrainingJob.status``: all that the operator must remember, and what people want to know.
+
+An attempt is opened, stopped and ended by one status write each; whatever is counted is counted in the write
+that ends the attempt, once by construction.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+
+MAX_TIMELINE = 20
+
+Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
+"""A summary for people."""
+
+EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"]
+"""What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
+``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
+
+
+class AttemptNode(Model):
+    """A node that the attempt's pod ran on, with the price at its start."""
+
+    index: int
+    name: Word
+    uid: Word
+    price: Decimal | None = None
+    start: Time | None = None
+
+
+class Stop(Model):
+    """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
+
+    ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
+    """
+
+    cause: Word
+    cls: EndClass | None = Field(None, alias="class")
+    message: Text = ""
+    at: Time
+    deadline: Time | None = None
+    notice_ids: Annotated[list[Word], Field(max_length=64)] = []
+
+
+class UndecidedExit(Model):
+    """A non-zero exit that is not judged yet: a peer's node may have died silently."""
+
+    index: int
+    exit_code: int
+    at: Time
+    reason: Word = ""
+
+
+class End(Model):
+    """How the attempt ended."""
+
+    cls: EndClass = Field(alias="class")
+    reason: Word
+    message: Text = ""
+    at: Time
+
+
+class Current(Model):
+    """The newest attempt."""
+
+    attempt: int
+    pool: Word
+    opened_at: Time
+    started_at: Time | None = None
+    running_at: Time | None = None
+    nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
+    completed: Annotated[list[int], Field(max_length=1000)] = []
+    stop: Stop | None = None
+    undecided: Annotated[list[UndecidedExit], Field(max_length=1000)] = []
+    end: End | None = None
+
+
+class Demotion(Model):
+    """A pool that is tried last for a while, and why."""
+
+    pool: Word
+    until: Time
+    reason: Word
+
+
+class CheckpointStatus(Model):
+    """The newest checkpoint that an ended attempt reported."""
+
+    step: int
+    time: Time | None = None
+
+
+class Interruption(Model):
+    """One line of the story: an attempt that was interrupted, and how the job came back."""
+
+    attempt: int
+    reason: Word
+    notice_id: Word | None = None
+    node: Word | None = None
+    pool: Word | None = None
+    noticed_at: Time | None = None
+    cordoned_at: Time | None = None
+    deadline: Time | None = None
+    stopped_at: Time | None = None
+    saved_at: Time | None = None
+    saved_step: int | None = None
+    reached_step: int | None = None
+    ended_at: Time | None = None
+    recreated_at: Time | None = None
+    recreated_pool: Word | None = None
+    recreated_nodes: Annotated[list[Word], Field(max_length=16)] = []
+    resumed_at: Time | None = None
+    resumed_step: int | None = None
+
+
+class SpotTrainingJobStatus(Model):
+    """The job's state."""
+
+    observed_generation: int = 0
+    phase: Phase = "Pending"
+    ready: Word = ""
+    step: int | None = None
+    total_steps: int | None = None
+    failures: int = 0
+    disruptions: int = 0
+    failure_streak: int = 0
+    disruption_streak: int = 0
+    next_try_at: Time | None = None
+    demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    start_time: Time | None = None
+    completion_time: Time | None = None
+    current: Current | None = None
+    checkpoint: CheckpointStatus | None = None
+    extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
+    lost_seconds: int = 0
+    timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            max_length=32,
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []

@@ -1,0 +1,1 @@
+"""The way to the API server: thin, asynchronous, raw JSON."""

@@ -1,0 +1,133 @@
+"""What to create and delete so that the cluster follows the job's written status. Pure.
+
+Only ever fed with a job as the API server returned it: what is not in its status is not done.
+"""
+
+from dataclasses import dataclass
+
+from spot_training.api.names import DEADLINE_MARGIN_SECONDS
+from spot_training.control import conditions
+from spot_training.control.draft import moment
+from spot_training.control.world import Job, Pod, World
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Create the pod of a rank of the current attempt."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreateService:
+    """Create the headless service of the gang, where it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateClaim:
+    """Create the checkpoint claim from the template, where it is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnClaim:
+    """Make the job the owner of its checkpoint claim, so that it goes with the job."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    """Delete this very pod; ``grace`` in seconds, or the pod's own."""
+
+    name: str
+    uid: str
+    grace: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Delete the job, whose time to live after its end is over."""
+
+
+Action = CreatePod | CreateService | CreateClaim | OwnClaim | DeletePod | DeleteJob
+
+
+def actions(job: Job, world: World, now: float) -> list[Action]:
+    """The actions that the job's status asks for in this world."""
+    current = job.status.current
+    if job.deleting:
+        return []
+    if job.finished:
+        return _after_the_end(job, world, now)
+    if current is None:
+        return []
+    made: list[Action] = _clear_older(world, current.attempt)
+    mine = [pod for pod in world.pods if pod.attempt == current.attempt]
+    if current.end is not None:
+        made += [DeletePod(pod.name, pod.uid) for pod in mine if _alive(pod) and not pod.deleting]
+    elif current.stop is not None:
+        deadline = moment(current.stop.deadline)
+        made += [each for pod in mine if (each := _stop(pod, deadline, now)) is not None]
+    elif current.started_at is None:
+        made += _create(job, world, mine)
+    return made
+
+
+def _create(job: Job, world: World, mine: list[Pod]) -> list[Action]:
+    made: list[Action] = []
+    if world.claim is None and job.spec.checkpoint.claim_template is not None:
+        made.append(CreateClaim())
+    there = {pod.index for pod in mine if not pod.removed}
+    missing = [index for index in range(job.spec.replicas) if index not in there]
+    if missing and job.spec.replicas > 1:
+        made.append(CreateService())
+    return made + [CreatePod(index) for index in missing]
+
+
+def _clear_older(world: World, attempt: int) -> list[Action]:
+    """Pods of older attempts: what still runs is deleted; what has ended stays for one attempt, for its logs."""
+    return [
+        DeletePod(pod.name, pod.uid)
+        for pod in world.pods
+        if pod.attempt < attempt
+        and not pod.removed
+        and not pod.deleting
+        and (not pod.ended or pod.attempt < attempt - 1)
+    ]
+
+
+def _after_the_end(job: Job, world: World, now: float) -> list[Action]:
+    ttl, ended = job.spec.ttl_seconds_after_finished, moment(job.status.completion_time)
+    if ttl is not None and ended is not None and now >= ended + ttl:
+        return [DeleteJob()]
+    made: list[Action] = [
+        DeletePod(pod.name, pod.uid) for pod in world.pods if _alive(pod) and not pod.deleting
+    ]
+    claim = world.claim
+    passing = job.spec.checkpoint.retain == "OnFailure" and job.spec.checkpoint.claim_template is not None
+    if (
+        passing
+        and conditions.is_true(job.status.conditions, "Completed")
+        and claim
+        and job.uid not in claim.owner_uids
+    ):
+        made.append(OwnClaim(claim.name))
+    return made
+
+
+def _stop(pod: Pod, deadline: float | None, now: float) -> DeletePod | None:
+    """The deletion that makes the pod stop in time, or None where it does already."""
+    if not _alive(pod):
+        return None
+    if deadline is None:
+        return None if pod.deleting else DeletePod(pod.name, pod.uid)
+    grace = max(1, int(deadline - now - DEADLINE_MARGIN_SECONDS))
+    if not pod.deleting:
+        return DeletePod(pod.name, pod.uid, grace)
+    # A grace can only be shortened, and a second of rounding is not worth a request.
+    late = pod.kill_at is not None and pod.kill_at > max(deadline - DEADLINE_MARGIN_SECONDS, now + 1) + 1.0
+    return DeletePod(pod.name, pod.uid, grace) if late else None
+
+
+def _alive(pod: Pod) -> bool:
+    return not pod.ended and not pod.removed

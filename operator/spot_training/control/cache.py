@@ -1,0 +1,259 @@
+"""What the watches have brought: the newest known state of every object, trimmed.
+
+Nothing here is memory that matters: a new operator fills it by listing. An answer to our own write goes in as
+well, so that a pass never sees less than it has done; an older version never replaces a newer one. Pods of ours
+that are gone stay as tombstones with the last that was seen of them until their attempt is over, because the
+end of a deleted pod is often seen only in its last event.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Generic, TypeVar
+
+from spot_training.control.policies.fate import belongs
+from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.read import read_claim, read_job, read_node, read_pod, read_pool
+from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
+
+Json = Mapping[str, Any]
+Key = tuple[str, str]
+
+MAX_GONE = 20_000
+"""UIDs of the latest deletions of a kind, by which late answers about them are known."""
+T = TypeVar("T")
+
+
+class Store(Generic[T]):
+    """Objects of one kind by key, each the newest version seen."""
+
+    def __init__(self, read: Callable[[Json], T], key: Callable[[Json], Any]) -> None:
+        self._read = read
+        self.key = key
+        self._versions: dict[Any, tuple[str, int]] = {}
+        self._gone: dict[str, int] = {}
+        self.items: dict[Any, T] = {}
+
+    def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
+        """Take in an object; returns its key, what was there and what is there now (None: it is older)."""
+        key, meta = self.key(raw), raw["metadata"]
+        version = int(meta["resourceVersion"])
+        known = self._versions.get(key)
+        before = self.items.get(key)
+        if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
+            return key, before, None
+        if known is not None and known[0] != meta["uid"]:
+            self._bar(known[0], version)
+        after = self._read(raw)
+        self._versions[key] = (meta["uid"], version)
+        self.items[key] = after
+        return key, before, after
+
+    def drop(self, key: Any, uid: str | None = None, version: int = 0) -> T | None:
+        """Forget an object, only if it is the one with that UID where one is given.
+
+        An answer or a list that was made before it went may come in later, up to ``version``: it is ignored.
+        """
+        known = self._versions.get(key)
+        if uid is not None and (known is None or known[0] != uid):
+            self._bar(uid, version)
+            return None
+        if known is None:
+            return None
+        self._bar(known[0], max(version, known[1]))
+        del self._versions[key]
+        return self.items.pop(key, None)
+
+    def _bar(self, uid: str, version: int) -> None:
+        self._gone[uid] = max(version, self._gone.pop(uid, -1))
+        if len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
+
+    def version(self, key: Any) -> str:
+        """The resourceVersion of what is there, as a string; empty where nothing is."""
+        known = self._versions.get(key)
+        return str(known[1]) if known else ""
+
+    def absent(self, listed: Iterable[Any]) -> set[Any]:
+        """Keys that are here and not in a fresh list: ghosts, whose deletion no watch has told."""
+        return set(self.items) - set(listed)
+
+
+def _name(raw: Json) -> str:
+    return str(raw["metadata"]["name"])
+
+
+def _named(raw: Json) -> Key:
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
+class Cache:
+    """All stores, and the indices between them."""
+
+    def __init__(self) -> None:
+        self.jobs: Store[Job] = Store(read_job, _named)
+        self.pools: Store[Pool] = Store(read_pool, _name)
+        self.nodes: Store[Node] = Store(read_node, _name)
+        self.claims: Store[Claim] = Store(read_claim, _named)
+        self.pods: Store[Pod] = Store(read_pod, _named)
+        self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
+        self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
+        self._used: dict[tuple[str, str], int] = defaultdict(int)
+
+    def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
+        """Take in a pod; what was there before and what is there now (None: nothing new)."""
+        _, before, after = self.pods.put(raw)
+        if after is None:
+            return before, None
+        if before is not None:
+            self._unlink(before, keep_tombstone=before.uid != after.uid)
+        self._link(after)
+        return before, after
+
+    def remove_pod(self, raw: Json) -> Pod | None:
+        """A pod is gone; ``raw`` is the last that was seen of it. Ours leave a tombstone."""
+        known = self.pods.drop(_named(raw), raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"]))
+        if known is not None:
+            self._unlink(known, keep_tombstone=False)
+        last = read_pod(raw, removed=True)
+        seen = known is not None or last.uid not in self._by_job.get(last.job_uid, {})
+        if seen and self._remembered(last):
+            self._by_job[last.job_uid][last.uid] = last
+        return last
+
+    def bury(self, pod: Pod) -> None:
+        """A pod that a live list does not have: a tombstone of what the cache knew."""
+        if self.pods.drop((pod.namespace, pod.name), pod.uid) is not None:
+            self._unlink(pod, keep_tombstone=True)
+
+    def forget_tombstones(self, job: Job) -> None:
+        """Drop tombstones of attempts before the job's newest, and all of a job that is gone."""
+        attempt = job.status.current.attempt if job.status.current else 0
+        mine = self._by_job.get(job.uid, {})
+        for uid in [uid for uid, pod in mine.items() if pod.removed and pod.attempt < attempt]:
+            del mine[uid]
+
+    def forget_job(self, uid: str) -> None:
+        """A job is gone: its tombstones go, too."""
+        mine = self._by_job.get(uid, {})
+        for pod_uid in [pod_uid for pod_uid, pod in mine.items() if pod.removed]:
+            del mine[pod_uid]
+        if not mine:
+            self._by_job.pop(uid, None)
+
+    def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
+        """The pods of a job, tombstones included."""
+        return tuple(self._by_job.get(job_uid, {}).values())
+
+    def jobs_on(self, node: str) -> set[Key]:
+        """Jobs with a pod on the node."""
+        found = {(pod.namespace, pod.job) for pod in self._by_node.get(node, {}).values() if pod.job_uid}
+        for key, job in self.jobs.items.items():
+            current = job.status.current
+            if job.open_attempt and current and any(ref.name == node for ref in current.nodes):
+                found.add(key)
+        return found
+
+    def waiting(self) -> list[Key]:
+        """Jobs that could open an attempt if there were room, oldest first."""
+        found = [job for job in self.jobs.items.values() if not job.finished and not job.open_attempt]
+        return [job.key for job in sorted(found, key=lambda job: (job.created, job.uid))]
+
+    def world(
+        self,
+        job: Job,
+        *,
+        live: bool = False,
+        leases: Mapping[str, float] | None = None,
+        dry_run: Refusal | bool | None = None,
+    ) -> World:
+        """The world of one job, as it is known now."""
+        return World(
+            pods=self.pods_of(job.uid),
+            nodes=self.nodes.items,
+            pools=self.pools.items,
+            claim=self.claims.items.get((job.namespace, job.claim)),
+            claim_user=self._claim_user(job),
+            used=self._used,
+            reservations=self._reservations(job.uid),
+            live=live,
+            leases=leases,
+            dry_run=dry_run,
+        )
+
+    def world_of_pools(self) -> World:
+        """What pools are made of: nodes, use and reservations, no job's own."""
+        return World(
+            nodes=self.nodes.items,
+            pools=self.pools.items,
+            used=self._used,
+            reservations=self._reservations(""),
+        )
+
+    def _claim_user(self, job: Job) -> str:
+        """Another live job that has the job's claim; between two of its attempts it keeps it."""
+        for other in self.jobs.items.values():
+            same = other.namespace == job.namespace and other.uid != job.uid and other.claim == job.claim
+            if not same or other.finished or other.status.current is None:
+                continue
+            first = job.status.current is None or (other.created, other.uid) < (job.created, job.uid)
+            if other.open_attempt or first:
+                return other.name
+        return ""
+
+    def _reservations(self, but: str) -> tuple[Reservation, ...]:
+        """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
+        made = []
+        for other in self.jobs.items.values():
+            current = other.status.current
+            if other.uid == but or other.finished or current is None or current.end or current.stop:
+                continue
+            bound = sum(
+                1
+                for pod in self.pods_of(other.uid)
+                if pod.attempt == current.attempt and (pod.node or pod.ended)
+            )
+            pool = self.pools.items.get(current.pool)
+            if pool is not None and bound < other.spec.replicas and not current.running_at:
+                resource = pool.spec.gpu_resource
+                each = gpus_per_pod(other.spec.template.spec, resource)
+                made.append(Reservation(pool.name, resource, each, other.spec.replicas - bound))
+        return tuple(made)
+
+    def members(self, pool: Pool) -> list[Node]:
+        """Nodes that the pool's selector matches."""
+        return [node for node in self.nodes.items.values() if belongs(node, pool)]
+
+    def _link(self, pod: Pod) -> None:
+        if pod.job_uid:
+            self._by_job[pod.job_uid][pod.uid] = pod
+        if pod.node and not pod.ended:
+            self._by_node[pod.node][pod.uid] = pod
+            for resource, amount in pod.gpus.items():
+                self._used[pod.node, resource] += amount
+
+    def _unlink(self, pod: Pod, *, keep_tombstone: bool) -> None:
+        if pod.job_uid:
+            mine = self._by_job[pod.job_uid]
+            mine.pop(pod.uid, None)
+            if keep_tombstone and self._remembered(pod):
+                mine[pod.uid] = _tombstone(pod)
+            elif not mine:
+                del self._by_job[pod.job_uid]
+        if pod.node and not pod.ended:
+            self._by_node[pod.node].pop(pod.uid, None)
+            if not self._by_node[pod.node]:
+                del self._by_node[pod.node]
+            for resource, amount in pod.gpus.items():
+                self._used[pod.node, resource] -= amount
+                if not self._used[pod.node, resource]:
+                    del self._used[pod.node, resource]
+
+    def _remembered(self, pod: Pod) -> bool:
+        """Whether a tombstone is of use: the pod's job is still there."""
+        job = self.jobs.items.get((pod.namespace, pod.job))
+        return job is not None and job.uid == pod.job_uid
+
+
+def _tombstone(pod: Pod) -> Pod:
+    return dataclasses.replace(pod, removed=True, running=False)

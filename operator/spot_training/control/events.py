@@ -1,0 +1,76 @@
+"""Events: the story that ``kubectl describe`` tells. Best effort: they never hold up or fail what they tell of."""
+
+import asyncio
+import logging
+from typing import Any
+
+from spot_training.api import names
+from spot_training.api.times import format_micro_time, format_second
+from spot_training.cluster.client import ApiError, Client, core_path
+from spot_training.control.draft import Story
+from spot_training.control.world import Job
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "spot-training-operator"
+MAX_NOTE = 1024
+MAX_PENDING = 10_000
+
+
+class Announcer:
+    """Posts Events one after the other from a bounded queue; what does not fit any more is dropped and logged."""
+
+    def __init__(self, client: Client, instance: str) -> None:
+        self._client = client
+        self._instance = instance
+        self._last_id = 0
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_PENDING)
+
+    def tell(self, job: Job, stories: tuple[Story, ...], now: float) -> None:
+        """Queue the Events of a pass."""
+        for story in stories:
+            try:
+                self._queue.put_nowait(self._event(job, story, now))
+            except asyncio.QueueFull:
+                logger.warning("event dropped, too many are pending: %s %s", job.key, story.reason)
+
+    async def run(self) -> None:
+        """Post until cancelled."""
+        while True:
+            event = await self._queue.get()
+            path = core_path(event["metadata"]["namespace"], "events")
+            try:
+                await self._client.create(path, event)
+            except (ApiError, OSError, TimeoutError) as error:
+                logger.info("event not posted (%s): %s", error, event["message"])
+
+    def _event(self, job: Job, story: Story, now: float) -> dict[str, Any]:
+        """A core/v1 Event: kubectl sorts by its ``lastTimestamp``, and events of one second by their names."""
+        return {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{job.name}.{self._next_id(now):x}", "namespace": job.namespace},
+            "firstTimestamp": format_second(now),
+            "lastTimestamp": format_second(now),
+            "count": 1,
+            "eventTime": format_micro_time(now),
+            "type": story.type,
+            "reason": story.reason,
+            "action": story.reason,
+            "message": story.message[:MAX_NOTE],
+            "source": {"component": COMPONENT},
+            "reportingComponent": f"{names.GROUP}/operator",
+            "reportingInstance": self._instance[:128],
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.JOB_KIND,
+                "namespace": job.namespace,
+                "name": job.name,
+                "uid": job.uid,
+            },
+        }
+
+    def _next_id(self, now: float) -> int:
+        """Nanoseconds that only grow, so that names sort as the events happened."""
+        self._last_id = max(self._last_id + 1, int(now * 1e9))
+        return self._last_id

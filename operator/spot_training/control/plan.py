@@ -1,0 +1,290 @@
+"""What to do about one job: ``plan(job, world, now)``, pure and level-triggered.
+
+The same job, world and time give the same plan, whoever asks and however often. The plan is one new status; what
+is to be created and deleted follows from the status once it is written (see :mod:`spot_training.control.act`), so
+a stale view fails at the write and has done nothing.
+"""
+
+from spot_training.api.status import Current, Demotion
+from spot_training.api.times import format_time
+from spot_training.control import conditions
+from spot_training.control.attempt import observe, past_deadline
+from spot_training.control.draft import Draft, Plan, moment
+from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
+from spot_training.control.policies.placement import Request, choose
+from spot_training.control.world import Ask, Job, World
+
+RETRY_REFUSED_SECONDS = 60.0
+RETRY_QUOTA_SECONDS = 15.0
+DEMOTED_SECONDS = 600.0
+"""How long a pool on which a gang did not become whole is tried last."""
+
+
+def plan(job: Job, world: World, now: float) -> Plan:
+    """The plan for the job in this world at this time."""
+    draft = Draft(job, world, now)
+    if job.deleting:
+        return draft.plan()
+    if job.finished:
+        _wake_for_ttl(draft)
+        return draft.plan()
+    if job.open_attempt:
+        observe(draft)
+        if draft.current.end is not None and not draft.asks:
+            _count(draft)
+    if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
+        if draft.status.current is None or draft.current.end is not None:
+            _next(draft)
+        if not draft.asks:
+            _summarize(draft)
+    return draft.plan()
+
+
+def _wake_for_ttl(draft: Draft) -> None:
+    ttl, ended = draft.job.spec.ttl_seconds_after_finished, moment(draft.status.completion_time)
+    if ttl is not None and ended is not None:
+        draft.wake(ended + ttl)
+
+
+def _count(draft: Draft) -> None:
+    """Count the end of the attempt, and give up where a limit is reached."""
+    current, status, recovery = draft.current, draft.status, draft.job.spec.recovery
+    end = current.end
+    if end is None:
+        return
+    _count_lost(draft)
+    if end.cls == "Completed":
+        _finish(draft, True, "Completed", end.message)
+    elif end.cls == "Cancelled":
+        _finish(draft, False, end.reason, end.message)
+    elif end.cls == "Disruption":
+        streak = 1 if _healthy(draft) else status.disruption_streak + 1
+        draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
+        _retry_after(draft, streak - 1)
+        limit = recovery.max_disruptions
+        if limit is not None and draft.status.disruptions > limit:
+            _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
+    elif end.cls == "Failure":
+        streak = 1 if _healthy(draft) else status.failure_streak + 1
+        draft.set(failures=status.failures + 1, failure_streak=streak)
+        _retry_after(draft, streak)
+        if draft.status.failures > recovery.max_failures:
+            _finish(
+                draft,
+                False,
+                "MaxFailures",
+                f"more than {recovery.max_failures} failures; the last: {end.message}",
+            )
+    elif end.cls == "NotStarted":
+        _demote(draft, current.pool, end.reason)
+    if draft.status.phase not in ("Succeeded", "Failed"):
+        draft.tell(
+            "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
+        )
+
+
+def _count_lost(draft: Draft) -> None:
+    """Seconds of training that were not saved, where the program says when it saved."""
+    current = draft.current
+    started, ended = moment(current.started_at), moment(current.end.at if current.end else None)
+    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
+    if (
+        started is None
+        or ended is None
+        or saved is None
+        or current.end is None
+        or current.end.cls == "Completed"
+    ):
+        return
+    draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
+
+
+def _healthy(draft: Draft) -> bool:
+    """Whether the attempt ran long enough, or saved, so that the trouble before it does not count any more."""
+    running, started = moment(draft.current.running_at), moment(draft.current.started_at)
+    told = moment(draft.current.stop.at) if draft.current.stop else None
+    if running is not None and (told or draft.now) - running >= HEALTHY_SECONDS:
+        return True
+    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
+    return started is not None and saved is not None and saved > started
+
+
+def _retry_after(draft: Draft, streak: int) -> None:
+    backoff = draft.job.spec.recovery.backoff
+    seed = f"{draft.job.uid}/{draft.current.attempt}"
+    seconds = delay(streak, backoff.initial_seconds, backoff.max_seconds, seed)
+    draft.set(next_try_at=format_time(draft.now + seconds) if seconds else None)
+
+
+def _demote(draft: Draft, pool: str, reason: str) -> None:
+    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    made = Demotion(pool=pool, until=format_time(draft.now + DEMOTED_SECONDS), reason=reason)
+    draft.set(demoted_pools=[*others, made][-64:])
+
+
+def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
+    """End the job for good. A finished job never gets another pod."""
+    draft.set(
+        phase="Succeeded" if succeeded else "Failed",
+        completion_time=draft.stamp(),
+        next_try_at=None,
+        ready=f"0/{draft.job.spec.replicas}",
+        observed_generation=draft.job.generation,
+    )
+    draft.condition("Completed" if succeeded else "Failed", True, reason, message)
+    draft.condition("Running", False, reason, message)
+    if conditions.is_true(draft.status.conditions, "Recovering"):
+        draft.condition("Recovering", False, reason, message)
+    draft.tell(reason, message, type_="Normal" if succeeded else "Warning")
+    _wake_for_ttl(draft)
+
+
+def _next(draft: Draft) -> None:
+    """Open the next attempt, or say what it waits for and until when."""
+    spec = draft.job.spec
+    if past_deadline(draft):
+        _finish(
+            draft, False, "DeadlineExceeded", f"{spec.deadline_seconds} s have passed since the first start"
+        )
+        return
+    if spec.suspend:
+        draft.why = ("Suspended", "spec.suspend is true; set it to false to go on")
+        return
+    due = moment(draft.status.next_try_at)
+    if due is not None and draft.now < due:
+        draft.wake(due)
+        last = draft.status.current.end if draft.status.current else None
+        about = f" after {last.reason}" if last else ""
+        draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
+        held = conditions.find(draft.status.conditions, "TemplateInvalid")
+        refused = held is not None and held.status == "True"
+        if not (refused and held is not None and held.observed_generation != draft.job.generation):
+            if refused and held is not None:
+                draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
+            return
+    blocked = _claim_trouble(draft)
+    if blocked is not None:
+        draft.why = blocked
+        draft.condition("ClaimReady", False, *blocked)
+        return
+    if conditions.find(draft.status.conditions, "ClaimReady"):
+        draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
+    if _accepted(draft):
+        _place(draft)
+
+
+def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
+    """Why the checkpoint claim cannot be mounted now: a reason and what to do."""
+    job, claim = draft.job, draft.world.claim
+    name = job.claim
+    if draft.world.claim_user:
+        return (
+            "ClaimInUse",
+            f"claim {name} is in use by job {draft.world.claim_user}; one live job may use a claim",
+        )
+    template = job.spec.checkpoint.claim_template
+    if claim is None and template is None:
+        return "ClaimNotFound", f"create PersistentVolumeClaim {name} in namespace {job.namespace}"
+    if claim is not None and claim.deleting:
+        return "ClaimDeleting", f"claim {name} is being deleted; use another claim, or wait until it is gone"
+    if claim is not None and claim.phase == "Lost":
+        return "ClaimLost", f"claim {name} has lost its volume; restore it or use another claim"
+    modes = claim.modes if claim is not None else template.access_modes if template is not None else ()
+    if job.spec.replicas > 1 and "ReadWriteMany" not in modes:
+        return (
+            "ClaimNotShareable",
+            f"claim {name} is {', '.join(modes)}, which {job.spec.replicas} pods cannot share; use a "
+            "ReadWriteMany claim, or replicas: 1",
+        )
+    return None
+
+
+def _accepted(draft: Draft) -> bool:
+    """Whether the API server would take pod 0, as a strict dry run says, once for each generation of the job."""
+    held = conditions.find(draft.status.conditions, "TemplateInvalid")
+    if held is not None and held.status == "False" and held.observed_generation == draft.job.generation:
+        return True
+    said = draft.world.dry_run
+    if said is None:
+        draft.asks.add(Ask.DRY_RUN)
+        return False
+    if said is True:
+        draft.condition("TemplateInvalid", False, "Accepted", "the API server accepts the pods")
+        draft.set(next_try_at=None)
+        return True
+    if said is False:
+        raise AssertionError("a dry run is accepted or refused with a reason")
+    wait = RETRY_QUOTA_SECONDS if said.temporary else RETRY_REFUSED_SECONDS
+    reason = "PodsRefused" if said.temporary else "TemplateInvalid"
+    draft.set(next_try_at=format_time(draft.now + wait))
+    draft.wake(draft.now + wait)
+    if held is None or held.message != said.message:
+        draft.tell(reason, said.message, type_="Warning")
+    draft.condition("TemplateInvalid", True, reason, said.message)
+    draft.why = (reason, f"{said.message} (next try at {draft.status.next_try_at})")
+    return False
+
+
+def _place(draft: Draft) -> None:
+    """Find a pool and open the attempt there."""
+    job, status = draft.job, draft.status
+    demoted = [each for each in status.demoted_pools if (moment(each.until) or 0.0) > draft.now]
+    for each in demoted:
+        draft.wake(moment(each.until))
+    last = frozenset(each.pool for each in demoted)
+    choice = choose(Request(job.spec.replicas, job.spec.template.spec, job.spec.pools, last), draft.world)
+    if choice.pool is None:
+        draft.why = (choice.reason, f"waiting for capacity; {choice.message}")
+        waiting = conditions.find(status.conditions, "CapacityAvailable")
+        if waiting is None or waiting.status == "True":
+            draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
+        draft.condition("CapacityAvailable", False, choice.reason, choice.message)
+        return
+    number = (status.current.attempt if status.current else 0) + 1
+    passed = f" (passed over: {choice.message})" if choice.refused else ""
+    draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
+    draft.set(
+        current=Current(attempt=number, pool=choice.pool, opened_at=draft.stamp()),
+        next_try_at=None,
+        demoted_pools=demoted,
+    )
+    draft.record(number - 1, recreated_at=draft.stamp(), recreated_pool=choice.pool)
+    draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+
+
+def _summarize(draft: Draft) -> None:
+    """Phase, READY and the Running condition: the summary that people see."""
+    job, status = draft.job, draft.status
+    if status.phase in ("Succeeded", "Failed"):
+        return
+    current = status.current
+    is_open = current is not None and current.end is None
+    ready = sum(1 for pod in draft.pods().values() if pod.running and not pod.removed) if is_open else 0
+    interrupted = status.disruptions + status.failures > 0
+    running = False
+    if not is_open or current is None:
+        phase = "Suspended" if job.spec.suspend else "Recovering" if interrupted else "Pending"
+    elif current.stop is not None:
+        phase = "Suspended" if current.stop.cause == "Suspended" else "Recovering"
+        reason, message = draft.why if draft.why[0] else ("Stopping", "waiting until the pods have stopped")
+        draft.why = (reason, f"{current.stop.cause}: {current.stop.message}; {message}")
+    elif current.running_at is not None:
+        phase, running = "Running", True
+        draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
+    else:
+        phase = "Recovering" if interrupted else "Starting"
+        draft.why = ("Starting", f"attempt {current.attempt} starts on pool {current.pool}{_trouble(draft)}")
+    draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])
+    if phase == "Recovering" or conditions.find(draft.status.conditions, "Recovering"):
+        draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
+    if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
+        draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
+    draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+
+
+def _trouble(draft: Draft) -> str:
+    """Why a pod of the attempt does not start, in the words of scheduler or kubelet."""
+    for index, pod in sorted(draft.pods().items()):
+        if pod.trouble and not pod.removed:
+            return f"; rank {index}: {pod.trouble}"
+    return ""

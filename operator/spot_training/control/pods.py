@@ -1,0 +1,161 @@
+"""The objects that an attempt consists of, as manifests: pods, the gang's headless service, the claim. Pure."""
+
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from spot_training.api import names
+from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.world import Job, Pool
+
+Json = dict[str, Any]
+
+MASTER_PORT: Final = 29500
+"""PyTorch's customary port. Every pod has its own address, so gangs cannot clash on it."""
+
+VOLUME: Final = "spot-checkpoint"
+
+STAY: Final = {
+    "karpenter.sh/do-not-disrupt": "true",
+    "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+}
+"""Annotations that keep autoscalers from moving a gang to save a node."""
+
+
+def pod_name(job: Job, attempt: int, index: int) -> str:
+    """``<job>-<attempt>-<index>``."""
+    return f"{job.name}-{attempt}-{index}"
+
+
+def fence(job: Job, attempt: int) -> str:
+    """Orders, as a string, all attempts that ever used a claim: job creation time, job UID, attempt."""
+    created = datetime.fromtimestamp(job.created, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{created}-{job.uid}-{attempt:06d}"
+
+
+def owner(job: Job) -> Json:
+    """The reference that makes an object go with its job, without the operator's help."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.JOB_KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+    }
+
+
+def labels(job: Job) -> dict[str, str]:
+    """Labels that find all pods of the job."""
+    return {names.LABEL_JOB: job.name, names.LABEL_JOB_UID: job.uid}
+
+
+def service(job: Job) -> Json:
+    """The headless service that gives the gang's pods their names, before they are ready too."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": job.name,
+            "namespace": job.namespace,
+            "labels": labels(job),
+            "ownerReferences": [owner(job)],
+        },
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": labels(job),
+            "ports": [{"name": "rendezvous", "port": MASTER_PORT}],
+        },
+    }
+
+
+def claim(job: Job) -> Json:
+    """The claim of ``checkpoint.claimTemplate``; with ``retain: Never`` it goes with the job."""
+    template = job.spec.checkpoint.claim_template
+    if template is None:
+        raise ValueError("checkpoint.claimTemplate is not set")
+    metadata: Json = {"name": job.claim, "namespace": job.namespace, "labels": {names.LABEL_JOB: job.name}}
+    if job.spec.checkpoint.retain == "Never":
+        metadata["ownerReferences"] = [owner(job)]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": metadata,
+        "spec": template.to_json(),
+    }
+
+
+def pod(job: Job, attempt: int, index: int, pool: Pool | None) -> Json:
+    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen."""
+    template = job.spec.template
+    metadata: Json = template.metadata.to_json() if template.metadata else {}
+    metadata["name"] = pod_name(job, attempt, index)
+    metadata["namespace"] = job.namespace
+    metadata["labels"] = {
+        **(metadata.get("labels") or {}),
+        **labels(job),
+        names.LABEL_ATTEMPT: str(attempt),
+        names.LABEL_INDEX: str(index),
+    }
+    metadata["annotations"] = {**STAY, **(metadata.get("annotations") or {})}
+    metadata["ownerReferences"] = [owner(job)]
+
+    spec: Json = template.spec.to_json()
+    spec["restartPolicy"] = "Never"
+    if job.spec.replicas > 1:
+        # A pod has a name of its own in DNS only with both of these; RANK 0 is found by it.
+        spec["hostname"] = metadata["name"]
+        spec["subdomain"] = job.name
+    if "serviceAccountName" not in spec:
+        # The program needs nothing from the API server; a token would only be there to be stolen.
+        spec.setdefault("automountServiceAccountToken", False)
+    notice = pool.spec.notice_seconds if pool else 60
+    if spec.get("terminationGracePeriodSeconds") is None:
+        spec["terminationGracePeriodSeconds"] = max(1, notice - names.DEADLINE_MARGIN_SECONDS)
+    grace = spec["terminationGracePeriodSeconds"]
+    if pool is not None:
+        spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **pool.spec.node_selector}
+        spec["tolerations"] = [
+            *(spec.get("tolerations") or ()),
+            *(toleration.to_json() for toleration in pool.spec.tolerations),
+        ]
+    spec["volumes"] = [
+        *(spec.get("volumes") or ()),
+        {"name": VOLUME, "persistentVolumeClaim": {"claimName": job.claim}},
+    ]
+    resource = pool.spec.gpu_resource if pool else "nvidia.com/gpu"
+    ours = _environment(job, attempt, index, grace, gpus_per_pod(template.spec, resource))
+    for container in spec["containers"]:
+        own = container.get("env") or []
+        taken = {each["name"] for each in own}
+        container["env"] = [*({"name": k, "value": v} for k, v in ours.items() if k not in taken), *own]
+        container["volumeMounts"] = [
+            *(container.get("volumeMounts") or ()),
+            {"name": VOLUME, "mountPath": job.spec.checkpoint.mount_path},
+        ]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> dict[str, str]:
+    """The contract with the training code, and PyTorch's own rendezvous variables (env://, torchrun's PET_*)."""
+    replicas = job.spec.replicas
+    master = f"{pod_name(job, attempt, 0)}.{job.name}" if replicas > 1 else "localhost"
+    made = {
+        names.ENV_JOB: job.name,
+        names.ENV_FENCE: fence(job, attempt),
+        names.ENV_ATTEMPT: str(attempt),
+        names.ENV_CHECKPOINT_DIR: job.spec.checkpoint.mount_path,
+        names.ENV_GRACE: str(grace),
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(MASTER_PORT),
+        "WORLD_SIZE": str(replicas),
+        "RANK": str(index),
+        "LOCAL_RANK": "0",
+        "PET_NNODES": str(replicas),
+        "PET_NODE_RANK": str(index),
+        "PET_NPROC_PER_NODE": str(max(1, gpus)),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(MASTER_PORT),
+    }
+    if job.spec.checkpoint.interval_seconds is not None:
+        made[names.ENV_INTERVAL] = str(job.spec.checkpoint.interval_seconds)
+    return made

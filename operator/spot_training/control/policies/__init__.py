@@ -1,0 +1,1 @@
+"""One policy a file: pure functions of data and a clock."""

@@ -1,0 +1,161 @@
+"""Was it the program, or was it the machine? One table, asked about every pod that ended.
+
+The first row that matches decides. A reclamation is never counted as the program's failure: a pod that was told
+to stop, by whomever, did not fail. A non-zero exit in a gang is not judged at once, for the surviving ranks die
+within seconds of a silent node loss, long before anything says so (see :func:`settle`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from spot_training.control.world import Exit, Pod
+
+Class = Literal["Completed", "Stopped", "Disruption", "Failure"]
+
+EXIT_PREEMPTED: Final = 143
+"""128 + SIGTERM: what a program exits with that stopped because it was told to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a pod's end means. ``reason`` is a word for programs, ``message`` a sentence for people."""
+
+    cls: Class
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A pod that ended or went missing, and what is known around it. ``told``: the attempt is being stopped;
+    ``node_why``: why its machine is thought to be taken or lost, or empty.
+    """
+
+    pod: Pod
+    told: bool
+    node_why: str = ""
+
+
+POD_STATUS_REASONS: Final[Mapping[str, str]] = {
+    "Evicted": "Evicted",
+    "NodeShutdown": "NodeShutdown",
+    "Terminated": "NodeShutdown",
+    "Shutdown": "NodeShutdown",
+    "NodeLost": "NodeLost",
+    "Preempting": "PreemptedByScheduler",
+    "UnexpectedAdmissionError": "NodeRefused",
+    "NodeAffinity": "NodeRefused",
+    "OutOfcpu": "NodeRefused",
+    "OutOfmemory": "NodeRefused",
+    "OutOfpods": "NodeRefused",
+}
+"""``status.reason`` of a pod that kubelet ended or never took in."""
+
+DISRUPTION_REASONS: Final[Mapping[str, str]] = {
+    "EvictionByEvictionAPI": "Evicted",
+    "PreemptionByScheduler": "PreemptedByScheduler",
+    "DeletionByTaintManager": "TaintEviction",
+    "DeletionByPodGC": "NodeLost",
+    "TerminationByKubelet": "NodePressure",
+    "SpotReclamation": "Reclaimed",
+}
+"""Reasons of the pod condition DisruptionTarget."""
+
+
+UNTRACKED: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
+"""Reasons that kubelet and containerd make up for a container whose exit nobody saw, as after a reboot."""
+
+
+def _completed(case: Case) -> Judgement | None:
+    done = case.pod.report is not None and case.pod.report.reason == "Completed"
+    if case.pod.exit is None or case.pod.exit.code != 0:
+        return None
+    if done or not (case.told or case.pod.disruption or case.pod.deleting):
+        return Judgement("Completed", "Completed", "the program ended with exit code 0")
+    return None
+
+
+def _told(case: Case) -> Judgement | None:
+    return Judgement("Stopped", "Stopped", "stopped as told") if case.told else None
+
+
+def _marked(case: Case) -> Judgement | None:
+    reason = DISRUPTION_REASONS.get(case.pod.disruption, case.pod.disruption)
+    return Judgement("Disruption", reason, f"DisruptionTarget: {case.pod.disruption}") if reason else None
+
+
+def _kubelet(case: Case) -> Judgement | None:
+    word = case.pod.status_reason
+    reason = "NodeRefused" if word.startswith("OutOf") else POD_STATUS_REASONS.get(word)
+    return Judgement("Disruption", reason, f"the kubelet says {word}") if reason else None
+
+
+def _untracked(case: Case) -> Judgement | None:
+    if case.pod.exit is None or case.pod.exit.reason not in UNTRACKED:
+        return None
+    why = f"the machine restarted, or lost track of the container (reason {case.pod.exit.reason})"
+    return Judgement("Disruption", "NodeRestarted", why)
+
+
+def _node(case: Case) -> Judgement | None:
+    return Judgement("Disruption", "NodeLost", case.node_why) if case.node_why else None
+
+
+def _deleted(case: Case) -> Judgement | None:
+    if case.pod.deleting or case.pod.removed:
+        return Judgement("Disruption", "PodDeleted", "somebody deleted the pod")
+    return None
+
+
+def _preempted(case: Case) -> Judgement | None:
+    said = case.pod.report is not None and case.pod.report.reason == "Preempted"
+    if case.pod.exit is not None and case.pod.exit.code == EXIT_PREEMPTED and said:
+        return Judgement("Disruption", "Preempted", "the program was told to stop, not by this operator")
+    return None
+
+
+def _failed(case: Case) -> Judgement | None:
+    end = case.pod.exit
+    if end is None:
+        word = case.pod.status_reason or "unknown"
+        return Judgement("Failure", "PodFailed", f"the pod failed without an exit code (reason {word})")
+    reason = end.reason if end.reason not in ("", "Error", "Completed") else "ExitCode"
+    said = case.pod.report.reason if case.pod.report else ""
+    behind = f", the program says {said}" if said and said not in ("Running", "Completed") else ""
+    return Judgement("Failure", reason, f"exit code {end.code}{behind}")
+
+
+TABLE: Final[Sequence[Callable[[Case], Judgement | None]]] = (
+    _completed,
+    _told,
+    _marked,
+    _kubelet,
+    _untracked,
+    _node,
+    _deleted,
+    _preempted,
+    _failed,
+)
+
+
+def classify(case: Case) -> Judgement:
+    """What the end of the case's pod means: the first row of the table that has an answer."""
+    for row in TABLE:
+        judgement = row(case)
+        if judgement is not None:
+            return judgement
+    raise AssertionError("the table's last row always answers")
+
+
+def settle(exit_at: float, peers: Sequence[str], leases: Mapping[str, float]) -> bool:
+    """Whether a non-zero exit may be judged: every other node of the gang has renewed its Lease after it.
+
+    ``peers``: names of the other nodes that are neither marked nor lost; ``leases``: last renewals, seconds.
+    """
+    return all(leases.get(node, 0.0) > exit_at for node in peers)
+
+
+def undecided(judgement: Judgement, end: Exit | None, peers: Sequence[str]) -> bool:
+    """Whether the judgement must wait for the Leases of the peers' nodes."""
+    return judgement.cls == "Failure" and end is not None and bool(peers)

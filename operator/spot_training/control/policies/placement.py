@@ -1,0 +1,173 @@
+"""Which pool takes the next attempt: the first in order whose free nodes hold the whole gang now.
+
+Free GPUs are counted node by node, as the scheduler will see them, with all pods that use them, ours or not,
+and with the pods of attempts that are opened but not bound yet.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from spot_training.api.job import PodSpec
+from spot_training.control.policies.fate import belongs
+from spot_training.control.world import Node, Pool, Reservation, Taint, World
+
+PLACING_EFFECTS = ("NoSchedule", "NoExecute")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
+    last for now.
+    """
+
+    replicas: int
+    pod: PodSpec
+    pools: Sequence[str] = ()
+    last: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The pool chosen, or None, and of each pool why it was not (by name, in the order they were tried)."""
+
+    pool: str | None
+    refused: Mapping[str, str]
+    reason: str = ""
+
+    @property
+    def message(self) -> str:
+        """Every pool with its reason, for people."""
+        return "; ".join(f"{name}: {why}" for name, why in self.refused.items())
+
+
+def choose(request: Request, world: World) -> Choice:
+    """The pool for the gang. Pure: the same request and world give the same choice."""
+    refused: dict[str, str] = {}
+    reasons: set[str] = set()
+    for name in _order(request, world.pools):
+        pool = world.pools.get(name)
+        if pool is None:
+            refused[name], reason = "no such SpotPool; create it or mend spec.pools", "PoolNotFound"
+        elif pool.spec.capacity_type == "OnDemand":
+            refused[name], reason = "on-demand, and onDemand.policy is Never", "OnDemandNotAllowed"
+        else:
+            why = shortage(request, pool, world)
+            if why is None:
+                return Choice(name, refused)
+            refused[name], reason = why, "NoCapacity"
+        reasons.add(reason)
+    if not refused:
+        return Choice(None, {"": "there is no SpotPool with capacityType Spot; create one"}, "PoolNotFound")
+    for reason in ("NoCapacity", "OnDemandNotAllowed", "PoolNotFound"):
+        if reason in reasons:
+            break
+    return Choice(None, refused, reason)
+
+
+def _order(request: Request, pools: Mapping[str, Pool]) -> list[str]:
+    if request.pools:
+        names = list(request.pools)
+    else:
+        spot = [pool for pool in pools.values() if pool.spec.capacity_type == "Spot"]
+        spot.sort(key=lambda pool: (Decimal(pool.spec.price_per_node_hour or "Infinity"), pool.name))
+        names = [pool.name for pool in spot]
+    return sorted(names, key=lambda name: name in request.last)
+
+
+def shortage(request: Request, pool: Pool, world: World) -> str | None:
+    """Why the pool cannot hold the gang now, or None where it can."""
+    need = gpus_per_pod(request.pod, pool.spec.gpu_resource)
+    members = [node for node in world.nodes.values() if belongs(node, pool)]
+    if not members:
+        return "no node matches its nodeSelector"
+    usable = [node for node in members if usable_for(request.pod, node, pool)]
+    if not usable:
+        return f"none of its {len(members)} nodes is ready and free of notices"
+    free = free_gpus(usable, pool, world)
+    if need == 0:
+        return None
+    slots = sum(amount // need for amount in free.values())
+    if slots >= request.replicas:
+        return None
+    return (
+        f"{request.replicas} pods of {need} {pool.spec.gpu_resource} do not fit: "
+        f"{sum(free.values())} free on {len(usable)} nodes, room for {slots}"
+    )
+
+
+def free_gpus(nodes: Iterable[Node], pool: Pool, world: World) -> dict[str, int]:
+    """Free GPUs by node name, after what is used and what opened attempts will use.
+
+    A reservation names no node. It is laid on the nodes with the least room that hold a pod of it, as packing
+    would; where it does not fit, what is left of it is dropped: its pods wait then, too.
+    """
+    resource = pool.spec.gpu_resource
+    free = {
+        node.name: max(0, node.capacity.get(resource, 0) - world.used.get((node.name, resource), 0))
+        for node in nodes
+    }
+    for reservation in world.reservations:
+        if reservation.resource == resource:
+            _reserve(free, reservation, world, pool)
+    return free
+
+
+def _reserve(free: dict[str, int], reservation: Reservation, world: World, pool: Pool) -> None:
+    other = world.pools.get(reservation.pool)
+    if other is None:
+        return
+    allowed = [
+        name
+        for name in free
+        if reservation.pool == pool.name or ((node := world.nodes.get(name)) and belongs(node, other))
+    ]
+    for _ in range(reservation.pods):
+        fitting = [name for name in allowed if free[name] >= reservation.gpus_per_pod]
+        if not fitting or reservation.gpus_per_pod == 0:
+            return
+        free[min(fitting, key=lambda name: (free[name], name))] -= reservation.gpus_per_pod
+
+
+def usable_for(pod: PodSpec, node: Node, pool: Pool) -> bool:
+    """Whether the scheduler would put the pod on the node, as far as readiness, taints and labels say."""
+    if not (node.ready and node.schedulable) or node.notice is not None:
+        return False
+    extra = pod.model_extra or {}
+    if any(node.labels.get(key) != value for key, value in (extra.get("nodeSelector") or {}).items()):
+        return False
+    tolerations = [toleration.to_json() for toleration in pool.spec.tolerations]
+    tolerations += extra.get("tolerations") or []
+    return all(tolerated(taint, tolerations) for taint in node.taints if taint.effect in PLACING_EFFECTS)
+
+
+def tolerated(taint: Taint, tolerations: Iterable[Mapping[str, object]]) -> bool:
+    """Whether one of the tolerations covers the taint (Kubernetes: taints and tolerations)."""
+    for each in tolerations:
+        if each.get("effect") not in (None, "", taint.effect):
+            continue
+        key, exists = each.get("key") or "", each.get("operator") == "Exists"
+        if (not key and exists) or (
+            key == taint.key and (exists or (each.get("value") or "") == taint.value)
+        ):
+            return True
+    return False
+
+
+def gpus_per_pod(pod: PodSpec, resource: str) -> int:
+    """GPUs that a pod of the template asks for: extended resources are whole numbers, requests equal limits."""
+    total = 0
+    for container in pod.containers:
+        wanted = container.resources
+        if wanted is None:
+            continue
+        amount = (wanted.limits or {}).get(resource) or (wanted.requests or {}).get(resource) or 0
+        total += _whole(amount)
+    return total
+
+
+def _whole(amount: int | str) -> int:
+    """A whole quantity such as ``4``, ``"4"`` or ``"1k"``; 0 for what is none: the dry run says what is wrong."""
+    found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", str(amount))
+    return int(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]] if found else 0

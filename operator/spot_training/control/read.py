@@ -1,0 +1,254 @@
+"""From the API server's JSON to the planner's views: pure, tolerant of what is missing."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from spot_training.api import names
+from spot_training.api.job import SpotTrainingJobSpec
+from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
+from spot_training.api.status import SpotTrainingJobStatus
+from spot_training.api.times import parse_time
+from spot_training.control.policies.marks import GONE_TAINTS, read_notice
+from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
+
+Json = Mapping[str, Any]
+
+MAX_REPORT_BYTES: Final = 4096
+MAX_EXTRAS: Final = 16
+MAX_STEP: Final = 2**53
+"""Every JSON reader keeps whole numbers up to here; the API server would refuse a status with a longer one."""
+
+
+def seconds(text: str | None) -> float | None:
+    """Seconds since the epoch of a Kubernetes time, or None."""
+    return parse_time(text) if text else None
+
+
+def read_job(raw: Json) -> Job:
+    """A SpotTrainingJob. Raises ``pydantic.ValidationError`` where the CRD in the cluster allows what we do not."""
+    meta = raw["metadata"]
+    return Job(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        generation=meta.get("generation", 0),
+        spec=SpotTrainingJobSpec.model_validate(raw["spec"]),
+        status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
+        deleting="deletionTimestamp" in meta,
+        version=meta.get("resourceVersion", ""),
+    )
+
+
+def read_pool(raw: Json) -> Pool:
+    """A SpotPool. Raises ``pydantic.ValidationError``."""
+    return Pool(
+        name=raw["metadata"]["name"],
+        spec=SpotPoolSpec.model_validate(raw["spec"]),
+        generation=raw["metadata"].get("generation", 0),
+        status=SpotPoolStatus.model_validate(raw.get("status") or {}),
+    )
+
+
+def read_claim(raw: Json) -> Claim:
+    """A PersistentVolumeClaim."""
+    meta = raw["metadata"]
+    return Claim(
+        name=meta["name"],
+        uid=meta["uid"],
+        phase=(raw.get("status") or {}).get("phase", "Pending"),
+        modes=tuple((raw.get("spec") or {}).get("accessModes") or ()),
+        deleting="deletionTimestamp" in meta,
+        owner_uids=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+    )
+
+
+def read_node(raw: Json) -> Node:
+    """A Node, without its heartbeats: two reads are equal unless something changed that decides."""
+    meta, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    taints = tuple(
+        Taint(each["key"], each.get("value") or "", each.get("effect") or "")
+        for each in spec.get("taints") or ()
+    )
+    added = {
+        each["key"]: parse_time(each["timeAdded"])
+        for each in spec.get("taints") or ()
+        if each.get("timeAdded")
+    }
+    ready: Json = next((each for each in status.get("conditions") or () if each.get("type") == "Ready"), {})
+    return Node(
+        name=meta["name"],
+        uid=meta["uid"],
+        labels=meta.get("labels") or {},
+        ready=ready.get("status") == "True",
+        ready_since=seconds(ready.get("lastTransitionTime")) or 0.0,
+        schedulable=not spec.get("unschedulable", False),
+        taints=taints,
+        capacity={
+            key: int(value)
+            for key, value in (status.get("allocatable") or {}).items()
+            if "/" in key and str(value).isdigit()
+        },
+        notice=read_notice(taints, meta.get("annotations") or {}, added),
+        out_of_service=any(taint.key in GONE_TAINTS for taint in taints),
+    )
+
+
+def read_pod(raw: Json, removed: bool = False) -> Pod:
+    """A Pod; ``removed`` where this is the last that was seen of it."""
+    meta, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    labels = meta.get("labels") or {}
+    owner: Json = next((each for each in meta.get("ownerReferences") or () if each.get("controller")), {})
+    ours = owner.get("kind") == names.JOB_KIND and str(owner.get("apiVersion", "")).startswith(
+        names.GROUP + "/"
+    )
+    common: dict[str, Any] = {
+        "namespace": meta["namespace"],
+        "name": meta["name"],
+        "uid": meta["uid"],
+        "node": spec.get("nodeName") or "",
+        "phase": status.get("phase") or "Pending",
+        "gpus": _gpus(spec),
+        "removed": removed,
+        "ended": _ended(spec, status),
+    }
+    if not ours:
+        return Pod(**common)
+    deleted_at = seconds(meta.get("deletionTimestamp"))
+    main: Json = next(
+        (
+            each
+            for each in status.get("containerStatuses") or ()
+            if each["name"] == spec["containers"][0]["name"]
+        ),
+        {},
+    )
+    state = main.get("state") or {}
+    ended = state.get("terminated") or {}
+    started = (state.get("running") or ended).get("startedAt")
+    return Pod(
+        **common,
+        created=seconds(meta.get("creationTimestamp")) or 0.0,
+        job=str(owner["name"]),
+        job_uid=owner["uid"],
+        owner_uid=owner["uid"],
+        attempt=_number(labels.get(names.LABEL_ATTEMPT)),
+        index=_number(labels.get(names.LABEL_INDEX)),
+        deleting=deleted_at is not None,
+        kill_at=deleted_at,
+        grace=spec.get("terminationGracePeriodSeconds") or 30,
+        # Kubelet says 1970 of a container that it could not start at all.
+        started_at=seconds(started) or None,
+        running="running" in state,
+        exit=_exit(ended) if ended else None,
+        report=read_report(ended.get("message")),
+        status_reason=status.get("reason") or "",
+        disruption=_disruption(status),
+        trouble=_trouble(status),
+    )
+
+
+def _exit(ended: Json) -> Exit:
+    return Exit(ended.get("exitCode", -1), ended.get("reason") or "", seconds(ended.get("finishedAt")) or 0.0)
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0
+
+
+def _gpus(spec: Json) -> dict[str, int]:
+    """Extended resources the pod holds: the sum over its containers."""
+    total: dict[str, int] = {}
+    for container in spec.get("containers") or ():
+        wanted = container.get("resources") or {}
+        for key, value in ((wanted.get("requests") or {}) | (wanted.get("limits") or {})).items():
+            if "/" in key and str(value).isdigit():
+                total[key] = total.get(key, 0) + int(value)
+    return total
+
+
+def _ended(spec: Json, status: Json) -> bool:
+    """Whether no container of the pod can run any more.
+
+    All containers terminated is enough, since nothing restarts them; the phase follows a moment later. The phase
+    alone proves nothing: pod garbage collection sets Failed on pods of lost nodes. A pod that was refused by its
+    node has a final phase and no container statuses; it never ran anything.
+    """
+    states = [each.get("state") or {} for each in status.get("containerStatuses") or ()]
+    if (
+        states
+        and len(states) == len(spec.get("containers") or ())
+        and all("terminated" in state for state in states)
+    ):
+        return True
+    states += [each.get("state") or {} for each in status.get("initContainerStatuses") or ()]
+    return status.get("phase") in ("Succeeded", "Failed") and not any("running" in state for state in states)
+
+
+def _disruption(status: Json) -> str:
+    for each in status.get("conditions") or ():
+        if each.get("type") == names.DISRUPTION_TARGET and each.get("status") == "True":
+            return str(each.get("reason") or "Unknown")
+    return ""
+
+
+def _trouble(status: Json) -> str:
+    """Why the pod does not start, in the words of scheduler or kubelet; empty while nothing is wrong."""
+    for each in status.get("conditions") or ():
+        if each.get("type") == "PodScheduled" and each.get("status") == "False":
+            return f"{each.get('reason')}: {each.get('message', '')}"
+    for each in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (each.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"{waiting['reason']}: {waiting.get('message', '')}"
+    return ""
+
+
+def read_report(message: str | None) -> Report | None:
+    """The report in a termination message: one line of JSON. Anything else is no report, never an error."""
+    if not message or len(message.encode()) > MAX_REPORT_BYTES:
+        return None
+    for line in reversed(message.strip().splitlines()):
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(said, dict):
+            return _report(said)
+    return None
+
+
+def _report(said: Json) -> Report:
+    def whole(key: str) -> int | None:
+        value = said.get(key)
+        fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_STEP
+        return value if fits else None
+
+    def word(key: str) -> str | None:
+        value = said.get(key)
+        return value[:256] if isinstance(value, str) else None
+
+    try:
+        saved = seconds(word("checkpointTime"))
+    except ValueError:
+        saved = None
+    return Report(
+        reason=word("reason") or "",
+        step=whole("step"),
+        total_steps=whole("totalSteps"),
+        checkpoint_step=whole("checkpointStep"),
+        checkpoint_time=saved,
+        resumed_step=whole("resumedStep"),
+        extras=_extras(said.get("extras")),
+    )
+
+
+def _extras(said: object) -> dict[str, str]:
+    """The program's own facts, as texts short enough for a status."""
+    if not isinstance(said, dict):
+        return {}
+    made = {
+        str(key)[:64]: value if isinstance(value, str) else json.dumps(value) for key, value in said.items()
+    }
+    return {key: value[:256] for key, value in list(made.items())[:MAX_EXTRAS]}

@@ -1,0 +1,181 @@
+"""One reconcile of one job: world from the caches, plan, one status write, then what the written status asks for."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from spot_training.api import names
+from spot_training.cluster.client import ApiError, Client, core_path, job_path
+from spot_training.control.act import CreatePod, actions
+from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
+from spot_training.control.cache import Cache
+from spot_training.control.draft import Plan
+from spot_training.control.events import Announcer
+from spot_training.control.plan import plan
+from spot_training.control.read import seconds
+from spot_training.control.world import Ask, Job, Refusal
+
+logger = logging.getLogger(__name__)
+
+MAX_QUESTIONS = 4
+"""A plan asks for a live list, for Leases and for a dry run at most, so a fifth round is a defect."""
+
+
+@dataclass
+class _Facts:
+    """What a pass has looked up in the API server itself."""
+
+    live: bool = False
+    leases: dict[str, float] | None = None
+    dry_run: Refusal | bool | None = None
+
+
+class Reconciler:
+    """Reconciles jobs. All that it knows is in the caches; all that it must remember is in the jobs' status."""
+
+    def __init__(
+        self,
+        client: Client,
+        cache: Cache,
+        announcer: Announcer,
+        changed: Callable[[Job | None, Job | None], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._cache = cache
+        self._announcer = announcer
+        self._changed = changed
+        self._clock = clock
+        self._applier = Applier(client, cache)
+        self._placing = asyncio.Lock()
+
+    def now(self) -> float:
+        """Seconds since the epoch in the API server's clock."""
+        return self._clock() + self._client.clock_offset
+
+    async def reconcile(self, key: Hashable) -> float | None:
+        """Bring the job nearer to its end; returns in how many seconds to look again, if at all."""
+        job = self._cache.jobs.items.get(key)
+        if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
+            return None
+        known = job
+        try:
+            job, made = await self._decide(job)
+        except ApiError as error:
+            if error.code not in (CONFLICT, NOT_FOUND):
+                raise
+            await self._refresh(job)
+            return 0.05
+        todo = actions(job, self._cache.world(job), self.now())
+        if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
+            return 0.05
+        await self._applier.perform(job, todo)
+        self._cache.forget_tombstones(job)
+        if made.wake_at is None:
+            return None
+        return max(0.05, made.wake_at - self.now())
+
+    async def _decide(self, job: Job) -> tuple[Job, Plan]:
+        """Plan and write. Opening an attempt takes GPUs from the others: one job at a time does that."""
+        facts = _Facts()
+        made = await self._plan(job, facts)
+        if _opens(job, made):
+            async with self._placing:
+                made = await self._plan(job, facts)
+                return await self._write(job, made), made
+        return await self._write(job, made), made
+
+    async def _plan(self, job: Job, facts: _Facts) -> Plan:
+        for _ in range(MAX_QUESTIONS):
+            world = self._cache.world(job, live=facts.live, leases=facts.leases, dry_run=facts.dry_run)
+            made = plan(job, world, self.now())
+            if not made.asks:
+                return made
+            await self._look_up(job, made.asks, facts)
+        raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
+
+    async def _write(self, job: Job, made: Plan) -> Job:
+        if made.status == job.status:
+            return job
+        written = await self._applier.write_status(job, made.status)
+        self._announcer.tell(written, made.stories, self.now())
+        for story in made.stories:
+            logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)
+        self._changed(job, written)
+        return written
+
+    async def _look_up(self, job: Job, asks: frozenset[Ask], facts: _Facts) -> None:
+        if Ask.LIVE_PODS in asks:
+            await self._live_pods(job)
+            facts.live = True
+        if Ask.LEASES in asks:
+            facts.leases = await self._leases(job)
+        if Ask.DRY_RUN in asks:
+            pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
+            facts.dry_run = await self._applier.dry_run(job, pool)
+
+    async def _live_pods(self, job: Job) -> None:
+        """Bring the cache up to the API server's own list of the job's pods."""
+        listed = await self._client.get(
+            core_path(job.namespace, "pods"), labelSelector=f"{names.LABEL_JOB_UID}={job.uid}"
+        )
+        there = set()
+        for raw in listed["items"]:
+            self._cache.put_pod(raw)
+            there.add(raw["metadata"]["uid"])
+        for pod in self._cache.pods_of(job.uid):
+            if pod.uid not in there and not pod.removed:
+                self._cache.bury(pod)
+
+    async def _leases(self, job: Job) -> dict[str, float]:
+        """When the kubelets of the gang's nodes were last heard of."""
+        refs = job.status.current.nodes if job.status.current else []
+        found: dict[str, float] = {}
+
+        async def one(name: str) -> None:
+            path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"
+            try:
+                raw = await self._client.get(path)
+            except ApiError as error:
+                if error.code != NOT_FOUND:
+                    raise
+                return
+            renewed = seconds(raw["spec"].get("renewTime"))
+            if renewed is not None:
+                found[name] = renewed
+
+        await asyncio.gather(*(one(name) for name in {ref.name for ref in refs}))
+        return found
+
+    async def _outdated(self, job: Job) -> bool:
+        """Whether the job is another by now than it was here. Only a status write proves that it is not, and a
+        pass that has none to make would create pods for an attempt that may be over.
+        """
+        await self._refresh(job)
+        newest = self._cache.jobs.items.get(job.key)
+        return newest is None or newest.version != job.version
+
+    async def _refresh(self, job: Job) -> None:
+        """The cached job was stale, or is gone: take the API server's word."""
+        try:
+            raw = await self._client.get(job_path(job.namespace, job.name))
+            self._cache.jobs.put(raw)
+        except ApiError as error:
+            if error.code != NOT_FOUND:
+                raise
+            self._cache.jobs.drop(job.key, job.uid)
+            self._cache.forget_job(job.uid)
+        except ValidationError as error:
+            logger.error("%s: the job does not fit this operator's version: %s", job.key, error)
+            self._cache.jobs.drop(job.key, job.uid)
+
+
+def _opens(job: Job, made: Plan) -> bool:
+    """Whether the plan opens an attempt."""
+    before = job.status.current.attempt if job.status.current else 0
+    after = made.status.current.attempt if made.status.current else 0
+    return after > before

@@ -1,0 +1,204 @@
+"""The world of one job, as plain data: what the planner sees and nothing else.
+
+Times are seconds since the epoch in the API server's clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from spot_training.api.job import SpotTrainingJobSpec
+from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
+from spot_training.api.status import SpotTrainingJobStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A SpotTrainingJob."""
+
+    namespace: str
+    name: str
+    uid: str
+    created: float
+    generation: int
+    spec: SpotTrainingJobSpec
+    status: SpotTrainingJobStatus
+    deleting: bool = False
+    version: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.namespace, self.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended for good."""
+        return self.status.phase in ("Succeeded", "Failed")
+
+    @property
+    def claim(self) -> str:
+        """Name of the claim that holds the checkpoints."""
+        return self.spec.checkpoint.claim_name or f"{self.name}-checkpoint"
+
+    @property
+    def open_attempt(self) -> bool:
+        """Whether an attempt is open: pods of it may run."""
+        return self.status.current is not None and self.status.current.end is None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the training code says of itself in its termination message; unknown fields are None."""
+
+    reason: str = ""
+    step: int | None = None
+    total_steps: int | None = None
+    checkpoint_step: int | None = None
+    checkpoint_time: float | None = None
+    resumed_step: int | None = None
+    extras: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How container 0 ended."""
+
+    code: int
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: str = ""
+    phase: str = "Pending"
+    created: float = 0.0
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    job: str = ""
+    job_uid: str = ""
+    owner_uid: str = ""
+    attempt: int = 0
+    index: int = 0
+    deleting: bool = False
+    kill_at: float | None = None
+    grace: int = 30
+    started_at: float | None = None
+    running: bool = False
+    ended: bool = False
+    exit: Exit | None = None
+    report: Report | None = None
+    status_reason: str = ""
+    disruption: str = ""
+    trouble: str = ""
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """The marks on a node that say it will be taken. ``deadline`` is None where nobody said when."""
+
+    kind: str
+    id: str
+    source: str
+    deadline: float | None = None
+    noticed_at: float | None = None
+    marked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    """A node's taint."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node, trimmed to what decides; heartbeats do not change it."""
+
+    name: str
+    uid: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    ready: bool = True
+    ready_since: float = 0.0
+    schedulable: bool = True
+    taints: tuple[Taint, ...] = ()
+    capacity: Mapping[str, int] = field(default_factory=dict)
+    notice: Notice | None = None
+    out_of_service: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A SpotPool."""
+
+    name: str
+    spec: SpotPoolSpec
+    generation: int = 0
+    status: SpotPoolStatus = field(default_factory=SpotPoolStatus)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A PersistentVolumeClaim."""
+
+    name: str
+    uid: str
+    phase: str = "Bound"
+    modes: tuple[str, ...] = ("ReadWriteMany",)
+    deleting: bool = False
+    owner_uids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API server refused pod 0 in a dry run. ``temporary`` where another moment may differ (quota)."""
+
+    message: str
+    temporary: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """GPUs that an opened attempt will use although its pods are not bound yet."""
+
+    pool: str
+    resource: str
+    gpus_per_pod: int
+    pods: int
+
+
+class Ask(Enum):
+    """What the planner wants looked up in the API server itself before it decides."""
+
+    LIVE_PODS = "a live list of the job's pods: a cached one may lag behind"
+    LEASES = "the Leases of the gang's nodes"
+    DRY_RUN = "a strict dry run of pod 0"
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All that a decision about one job depends on.
+
+    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``:
+    last renewal by node name, where asked for; ``dry_run``: ``None`` not asked, ``True`` accepted, or a refusal.
+    """
+
+    pods: tuple[Pod, ...] = ()
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    pools: Mapping[str, Pool] = field(default_factory=dict)
+    claim: Claim | None = None
+    claim_user: str = ""
+    used: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    reservations: tuple[Reservation, ...] = ()
+    live: bool = False
+    leases: Mapping[str, float] | None = None
+    dry_run: Refusal | bool | None = None

@@ -1,0 +1,1 @@
+"""The agent on a spot node: reads the notice, marks the node, drains it."""

@@ -1,0 +1,121 @@
+"""``spot-training agent``: the command line, and the environment that a DaemonSet sets."""
+
+import argparse
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from spot_training.cluster.client import Client, Connection, in_cluster
+from spot_training.node import logs
+from spot_training.node.agent import Agent
+from spot_training.node.health import HealthServer
+from spot_training.node.metrics import Metrics
+from spot_training.node.situation import Settings
+from spot_training.node.sources import Source
+from spot_training.node.sources.eci import NAME as ECI
+from spot_training.node.sources.eci import SOCKET, eci
+
+REQUEST_SECONDS: Final = 5.0
+"""A request that takes longer is given up and made again: minutes are all there is."""
+
+TRUE: Final = ("true", "1", "yes")
+FALSE: Final = ("false", "0", "no")
+
+SOURCES: Final[Mapping[str, Callable[[argparse.Namespace], Source]]] = {
+    ECI: lambda options: eci(options.eci_socket)
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the agent until it is told to stop; returns the exit code."""
+    options = parser(os.environ).parse_args(argv)
+    logs.to_stdout(options.log_level)
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise SystemExit("KUBERNETES_SERVICE_HOST is not set: the agent runs as a pod of a DaemonSet")
+    pod = (options.pod_namespace, options.pod_name) if options.pod_name else None
+    settings = Settings(options.node_name, options.poll_seconds, options.drain, options.dry_run, pod)
+    with asyncio.Runner() as runner:
+        source = SOURCES[options.provider](options)
+        runner.run(serve(settings, in_cluster(host, port), source, options.metrics_port))
+    return 0
+
+
+async def serve(settings: Settings, connection: Connection, source: Source, port: int) -> None:
+    """Run an agent and its HTTP server until SIGTERM or SIGINT."""
+    async with Client(connection, "spot-training-agent", REQUEST_SECONDS) as client:
+        metrics = Metrics()
+        agent = Agent(settings, client, source, metrics)
+        async with HealthServer(agent.pulse, metrics.registry, port):
+            work = asyncio.create_task(agent.run())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, work.cancel)
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.result()
+
+
+def parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
+    """The options; each takes its default from the environment variable that its help names."""
+    result = argparse.ArgumentParser(
+        prog="spot-training agent",
+        description="Watches for the reclamation of this node, and drains it in time.",
+    )
+
+    def option(
+        flag: str, variable: str, default: str | None, text: str, kind: Callable[[str], object] = str
+    ) -> None:
+        given = env.get(variable) or default
+        result.add_argument(
+            flag,
+            default=given,
+            required=given is None,
+            type=kind,
+            help=f"{text} [{variable}]",
+        )
+
+    option("--node-name", "NODE_NAME", None, "the Node this agent runs on")
+    option("--provider", "SPOT_PROVIDER", ECI, "whose notices: " + ", ".join(SOURCES), _provider)
+    option("--eci-socket", "SPOT_ECI_SOCKET", SOCKET, "the ECI guest agent's Unix socket")
+    option("--poll-seconds", "SPOT_POLL_SECONDS", "1", "time between two questions to the source", _seconds)
+    option("--metrics-port", "SPOT_METRICS_PORT", "9808", "port of /livez, /readyz and /metrics", _port)
+    option("--drain", "SPOT_DRAIN", "true", "false: only mark and cordon the node", _boolean)
+    option("--dry-run", "SPOT_DRY_RUN", "false", "true: log what would be done, change nothing", _boolean)
+    option("--pod-name", "POD_NAME", "", "this pod, to replace it when its socket is dead")
+    option("--pod-namespace", "POD_NAMESPACE", "default", "the namespace of this pod")
+    option("--log-level", "SPOT_LOG_LEVEL", "info", "debug, info, warning or error", _level)
+    return result
+
+
+def _provider(text: str) -> str:
+    if text not in SOURCES:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of the known providers: {', '.join(SOURCES)}")
+    return text
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0.05 <= seconds <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.05 and 60 seconds")
+    return seconds
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port")
+    return port
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in TRUE + FALSE:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in TRUE
+
+
+def _level(text: str) -> str:
+    if text.lower() not in ("debug", "info", "warning", "error"):
+        raise argparse.ArgumentTypeError(f"{text!r} is none of debug, info, warning, error")
+    return text.lower()

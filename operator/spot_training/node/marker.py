@@ -1,0 +1,133 @@
+"""The loop that makes the Node say what the situation is: marks while a notice stands, none when it does not."""
+
+import asyncio
+import logging
+from typing import Final
+
+import aiohttp
+
+from spot_training.api.times import format_time
+from spot_training.cluster.client import JSON_PATCH, STRATEGIC_PATCH, ApiError, Client, Json, node_path
+from spot_training.node import marks, notice
+from spot_training.node.announce import Announcer
+from spot_training.node.drain import backoff
+from spot_training.node.logs import fields
+from spot_training.node.marks import Marks
+from spot_training.node.metrics import Metrics
+from spot_training.node.notice import Active, Limits, Notice
+from spot_training.node.situation import Settings, Situation, wait
+
+log = logging.getLogger(__name__)
+
+RECHECK_SECONDS: Final = 5.0
+"""While a notice stands: others write whole Node objects and lose taints in doing so."""
+
+QUICK_CONFLICTS: Final = 5
+"""So many conflicts in a row are answered at once with a fresh look; it is the cordon itself that causes them."""
+
+
+class Marker:
+    """Compares the Node with the situation and patches the difference, until it succeeds."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        situation: Situation,
+        limits: Limits,
+        metrics: Metrics,
+        announcer: Announcer,
+    ) -> None:
+        self._settings, self._client, self._situation = settings, client, situation
+        self._limits, self._metrics, self._announcer = limits, metrics, announcer
+        self._changed = situation.listener()
+
+    async def run(self) -> None:
+        """Keep the Node's marks right, for ever."""
+        failures = 0
+        while True:
+            goal = self._situation.goal
+            pause: float | None
+            try:
+                await self._pass()
+                failures, pause = 0, RECHECK_SECONDS if goal else None
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                failures += 1
+                quick = QUICK_CONFLICTS if isinstance(error, ApiError) and error.code == 409 else 0
+                pause = backoff(failures - quick) if failures > quick else 0.0
+                name = goal.notice.id if goal else None
+                log.warning(
+                    "cannot mark the node", extra=fields(notice=name, error=str(error), failures=failures)
+                )
+            if goal is not None and not self._situation.attempted:
+                # Marked or not: pods do not wait for an API server that refuses the marks.
+                self._situation.attempted = True
+                self._situation.tell()
+            if pause is None or pause > 0:
+                await wait(self._changed, pause)
+            else:
+                await asyncio.sleep(0)
+
+    async def _pass(self) -> None:
+        """One look at the Node, at most one patch of it and one of its status."""
+        situation = self._situation
+        self._changed.clear()
+        path = node_path(self._settings.node)
+        node = await self._client.get(path)
+        if not situation.recalled.is_set():
+            self._recall(node)
+        goal = situation.goal
+        wanted = _marks(goal) if goal else None
+        patch = marks.apply(node, wanted, situation.now()) if wanted else marks.undo(node)
+        if patch and not self._settings.dry_run:
+            before, node = marks.read(node), await self._client.patch(path, patch, JSON_PATCH)
+            self._patched(goal, wanted or before)
+        elif patch and not situation.attempted:
+            log.info(
+                "dry run: would patch the node", extra=fields(notice=goal and goal.notice.id, patch=patch)
+            )
+        if goal is not None and not situation.attempted:
+            situation.attempted = True
+            situation.tell(by=self._changed)
+        if wanted is None:
+            conditions: tuple[marks.Condition, ...] = marks.withdrawn(node)
+        else:
+            conditions = marks.draining(wanted, situation.drained) if self._settings.drain else ()
+        body = marks.condition_patch(node, conditions, situation.now())
+        if body and not self._settings.dry_run:
+            await self._client.patch(node_path(self._settings.node, "status"), body, STRATEGIC_PATCH)
+
+    def _recall(self, node: Json) -> None:
+        """Take up what an earlier run of this agent left on the Node."""
+        situation = self._situation
+        situation.recalled.set()
+        found = marks.read(node)
+        if found is None:
+            return
+        known = Notice(found.notice_id, found.kind, found.source, found.deadline)
+        situation.active = notice.recall(
+            situation.active, known, found.noticed_at, situation.now(), self._limits
+        )
+        log.info("found the marks of a notice on the node", extra=fields(notice=known.id))
+        situation.tell()
+
+    def _patched(self, goal: Active | None, about: Marks | None) -> None:
+        """Log, count and announce what has just been stored."""
+        situation = self._situation
+        name = about.notice_id if about else "unnamed"
+        if goal is None:
+            log.info("took the marks off the node", extra=fields(notice=name))
+            note = "no reclamation is announced any more"
+            self._announcer.tell("NoticeWithdrawn", note, notice=name, now=situation.now())
+            return
+        log.info("marked the node", extra=fields(notice=name, deadline=format_time(goal.deadline)))
+        if situation.noticed is not None:
+            self._metrics.cordon_seconds.observe(asyncio.get_running_loop().time() - situation.noticed)
+            situation.noticed = None
+            note = f"this node is taken away at {format_time(goal.deadline)}"
+            self._announcer.tell("SpotReclaim", note, notice=name, now=situation.now(), warning=True)
+
+
+def _marks(goal: Active) -> Marks:
+    stated = goal.notice
+    return Marks(stated.id, stated.kind, stated.source, goal.deadline, goal.first_seen)

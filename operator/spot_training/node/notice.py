@@ -1,0 +1,138 @@
+"""What a source can answer, and what its answers add up to: which notices are active, until when.
+
+Pure: answers and a clock in, notices out. A source answers one of three things, and *unknown* is never *nothing*:
+a metadata service that restarts must not take back a notice, and a broken one must not make one.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+RECLAIM: Final = "reclaim"
+"""The kind of a notice after which the machine is taken away."""
+
+ANSWERS_TO_WITHDRAW: Final = 3
+"""One 404 from a guest agent that restarts proves nothing; three in a row do."""
+
+OVER_SECONDS: Final = 600.0
+"""A notice whose deadline passed so long ago, and that no answer lists any more, did not come true."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a source can mean, from its documentation; both in seconds.
+
+    ``minimum``: the least time its documentation promises between notice and loss. ``horizon``: a time further
+    ahead than this cannot be meant.
+    """
+
+    minimum: float
+    horizon: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One notice as its source states it.
+
+    ``id`` stays the same however often the notice is read. ``says`` is the time that the source names, in seconds
+    since the epoch by the cloud's clock, or None where it names none.
+    """
+
+    id: str
+    kind: str
+    source: str
+    says: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The source answered: nothing is scheduled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notices:
+    """The source answered: all of these are scheduled."""
+
+    notices: tuple[Notice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """The source did not answer, or not in its own words. ``unconnectable``: nobody listens where it should be."""
+
+    reason: str
+    unconnectable: bool = False
+
+
+Answer = Nothing | Notices | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Active:
+    """A notice that stands.
+
+    ``first_seen`` and ``deadline`` are seconds since the epoch by the API server's clock. ``absent`` counts the
+    explicit answers in a row that did not list it. ``held``: found on the Node by an agent that has just
+    started and has not asked the source yet, or was told "nothing" by it: nothing more is removed for its sake
+    until the source confirms it or cannot be asked.
+    """
+
+    notice: Notice
+    first_seen: float
+    deadline: float
+    absent: int = 0
+    held: bool = False
+
+
+def settle(says: float | None, first_seen: float, limits: Limits) -> float:
+    """The deadline to act by, from what the source says.
+
+    No time: first seen + the documented minimum. Further ahead than the source can mean (a wrong time zone, a
+    wrong clock): the horizon, because that something is scheduled is still the best that is known. Longer ago than the
+    horizon: no deadline of a machine that still runs, so as if there were no time.
+    """
+    if says is None or says < first_seen - limits.horizon:
+        return first_seen + limits.minimum
+    return min(says, first_seen + limits.horizon)
+
+
+def observe(active: tuple[Active, ...], answer: Answer, now: float, limits: Limits) -> tuple[Active, ...]:
+    """The active notices after one more answer of the source, ``now`` by the API server's clock."""
+    if isinstance(answer, Unknown):
+        # The row of explicit answers is broken, and a drain that was found half done goes on without the source.
+        return tuple(replace(known, absent=0, held=False) for known in active if not _over(known, now))
+    listed = {notice.id: notice for notice in answer.notices} if isinstance(answer, Notices) else {}
+    result = []
+    for known in active:
+        if known.notice.id in listed:
+            del listed[known.notice.id]
+            result.append(replace(known, absent=0, held=False))
+        elif known.absent + 1 < ANSWERS_TO_WITHDRAW and not _over(known, now):
+            result.append(replace(known, absent=known.absent + 1))
+    for notice in listed.values():
+        result.append(Active(notice, now, settle(notice.says, now, limits)))
+    return tuple(result)
+
+
+def recall(
+    active: tuple[Active, ...], notice: Notice, first_seen: float | None, now: float, limits: Limits
+) -> tuple[Active, ...]:
+    """The active notices with the one that the Node's marks tell of, so that a restarted agent goes on.
+
+    Where the source has already repeated the notice, the marks only say since when it stands.
+    """
+    since = now if first_seen is None else min(first_seen, now)
+    for known in active:
+        if known.notice.id == notice.id:
+            deadline = settle(known.notice.says, since, limits)
+            older = replace(known, first_seen=since, deadline=deadline)
+            return tuple(older if other is known else other for other in active)
+    return (*active, Active(notice, since, settle(notice.says, since, limits), held=True))
+
+
+def earliest(active: tuple[Active, ...]) -> Active | None:
+    """The notice that the marks carry: the one with the earliest deadline."""
+    return min(active, key=lambda known: (known.deadline, known.notice.id), default=None)
+
+
+def _over(known: Active, now: float) -> bool:
+    return now > known.deadline + OVER_SECONDS

@@ -1,0 +1,20 @@
+"""Where notices come from: one small adapter for each cloud."""
+
+from typing import Protocol
+
+from spot_training.node.notice import Answer, Limits
+
+
+class Source(Protocol):
+    """One cloud's way to announce a reclamation."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in marks, metrics and notice ids, such as ``eci``."""
+
+    @property
+    def limits(self) -> Limits:
+        """What its times can mean."""
+
+    async def ask(self) -> Answer:
+        """Ask once. Bounded in time and size; whatever goes wrong is ``Unknown`` with a reason, never an error."""

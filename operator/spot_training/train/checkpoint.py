@@ -1,0 +1,376 @@
+"""The training library's API: a program that loads where it left off, saves in time, and stops when told.
+
+    from spot_training.train import Training
+
+    training = Training({"model": model, "optimizer": optimizer}, total_steps=1000, save_every_steps=50)
+    for step in training.steps():
+        ...                             # one step, as before
+
+`steps` loads the newest whole checkpoint and goes on from its step, saves when it is time, and, when SIGTERM or
+SIGINT has come, saves once more and ends the process with exit code 143. After the last step it records that
+the program is complete: started again, the loop ends at once.
+
+A program with a loop of its own does the same in four calls, in the same places on every rank::
+
+    training.load()                     # then training.step is the number of steps already done
+    while training.step < 1000:
+        ...
+        training.step_done()            # counts; saves when it is time; ends the process when told to stop
+    training.complete()
+
+Finer still: `should_stop`, `save`, `stop`.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from spot_training.train import report
+from spot_training.train.environment import ENV_CHECKPOINT_DIR, Settings
+from spot_training.train.ranks import find_ranks, is_lost_peer
+from spot_training.train.report import TerminationLog, log
+from spot_training.train.signals import StopSignals
+from spot_training.train.state import check_parts, portable_extras
+from spot_training.train.store import CheckpointError, PassedOver, Place, Store
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+    from spot_training.train.state import Part
+    from spot_training.train.store import Saved
+
+EXIT_PREEMPTED: Final = 143
+"""128 + SIGTERM: what a process gives that SIGTERM has ended."""
+_DEFAULT_SAVE_SECONDS: Final = 600.0
+_REPORT_SECONDS: Final = 5.0
+
+
+class Preempted(SystemExit, KeyboardInterrupt):
+    """The program was told to stop, has saved, and ends with exit code 143.
+
+    A SystemExit, so that the interpreter ends quietly with that code; a KeyboardInterrupt too, for programs
+    that clean up in ``except KeyboardInterrupt``.
+    """
+
+
+class Save:
+    """A save that has been begun. Today it has ended when `Training.save` returns; do not count on that."""
+
+    def __init__(self, saved: Saved) -> None:
+        self._saved = saved
+        self.step: int = saved.step
+
+    def wait(self) -> float:
+        """Wait until the checkpoint is on the disk, and return the seconds that the save took.
+
+        Raises CheckpointError where it could not be saved; earlier checkpoints are untouched then.
+        """
+        if self._saved.problem:
+            raise CheckpointError(f"could not save step {self.step}: {self._saved.problem}")
+        return self._saved.seconds
+
+
+class Training:
+    """A training program that can be interrupted at any time.
+
+    `state` names what the program is made of: objects with ``state_dict`` and ``load_state_dict``, or pairs
+    (get, set); alike on all ranks, so rank 0 saves it. `per_rank` names what differs from rank to rank, such as a
+    sampler. The random number generators of Python, NumPy and torch are saved without being named, and small
+    facts in the dict `extras` (JSON: epoch, loss) go into checkpoints and the termination message. `passed_over`
+    lists the checkpoints that `load` found damaged; they are kept to be looked at.
+
+    `total_steps` None is a program that calls `complete` itself. Saves come every `save_every_steps` steps and
+    `save_every_seconds` seconds (else as the operator says, else, with neither, every ten minutes); the newest
+    `keep` stay. `directory` is for runs outside the operator; the one that the operator mounts goes before it.
+
+    With several ranks, make it after ``init_process_group`` on all of them. Raises ValueError, TypeError and
+    RuntimeError for arguments and surroundings that make no sense, CheckpointError where the directory is unusable.
+    """
+
+    def __init__(
+        self,
+        state: Mapping[str, Part],
+        *,
+        total_steps: int | None = None,
+        per_rank: Mapping[str, Part] | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        save_every_steps: int | None = None,
+        save_every_seconds: float | None = None,
+        keep: int = 2,
+    ) -> None:
+        settings = Settings.read()
+        self.total_steps = total_steps
+        self.step = 0
+        self.resumed_step = 0
+        self.extras: dict[str, Any] = {}
+        self.passed_over: list[PassedOver] = []
+        self._every_steps = save_every_steps
+        self._every_seconds = save_every_seconds or settings.interval
+        if not self._every_seconds and not save_every_steps:
+            self._every_seconds = _DEFAULT_SAVE_SECONDS
+        self._grace = settings.grace
+        self._local_rank = settings.local_rank
+        self._termination_log = TerminationLog(settings.termination_log)
+        self._reported = self._last_save = time.monotonic()
+        self._checkpoint_step: int | None = None
+        self._checkpoint_time: float | None = None
+        self._save_seconds = 0.0  # of this attempt's last save
+        self._load_seconds: float | None = None
+        self._trouble: str | None = None  # why the last save failed
+        self._own_step: int | None = None  # of the newest checkpoint in our own directory
+        self._saved_here = False  # whether this attempt has saved one
+        self._stopping = False  # what all ranks know; `stopping` is what this one knows
+        self._left: float | None = None  # of the grace, in seconds, when the ranks last spoke; None: no bound
+        self._loaded = self._completed = False
+        report.show_log()
+        self._previous_hook = sys.excepthook
+        sys.excepthook = self._on_uncaught  # from here on, what goes wrong is told to the operator
+        _check_positive(total_steps=total_steps, keep=keep)
+        _check_positive(save_every_steps=save_every_steps, save_every_seconds=save_every_seconds)
+        place = Place(_directory(settings, directory), settings.fence, settings.attempt, settings.resume_dir)
+        common, own = check_parts(state, "state"), check_parts(per_rank or {}, "per_rank")
+        self._signals = StopSignals()
+        if not self._signals.install():
+            log.warning(
+                "not in the main thread: SIGTERM and SIGINT are not noticed", extra={"event": "no-signals"}
+            )
+        self._ranks = find_ranks(settings.world_size)
+        self._store = Store(place, self._ranks, common, own, keep)
+        self.passed_over = self._store.passed_over
+
+    @property
+    def stopping(self) -> bool:
+        """Whether a signal has come to this rank. Ranks may differ; to act on it together, use `should_stop`."""
+        return self._stopping or self._signals.told is not None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: all steps are done, or an earlier run of this program had completed."""
+        if self._completed or (self.total_steps is not None and self.step >= self.total_steps):
+            return True
+        completed = self._store.completed
+        return self.total_steps is None and completed is not None and completed["step"] == self.step
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, as ``range(done, total_steps)`` counts them; loads first, completes last."""
+        self.load()
+        while not self.finished:
+            yield self.step
+            self.step_done()
+        self.complete()
+
+    def load(self) -> int:
+        """Load the newest whole checkpoint into the state and return its step; 0 from scratch.
+
+        Ends the process, as `stop` does, where it has been told to stop meanwhile. A second call does nothing.
+        Raises CheckpointError where there are checkpoints and none is whole: to begin anew, and to compute days
+        again, must be someone's decision.
+        """
+        if self._loaded:
+            return self.step
+        self._loaded = True
+        began = time.monotonic()
+        loaded = self._store.load()
+        self._last_save = time.monotonic()
+        if loaded is None:
+            self._say("started from scratch (attempt %d)", self._store.attempt, event="started")
+        else:
+            self._load_seconds = self._last_save - began
+            self.step = self.resumed_step = self._checkpoint_step = loaded.step
+            self._checkpoint_time = loaded.time
+            self._own_step = None if loaded.borrowed else loaded.step
+            self.extras.update(loaded.extras)
+            source = (
+                "another job's checkpoint" if loaded.borrowed else f"checkpoint of attempt {loaded.attempt}"
+            )
+            self._say(
+                "resumed from step %d (attempt %d, %s)",
+                self.step,
+                self._store.attempt,
+                source,
+                event="resumed",
+            )
+        if self.finished and self._store.completed:
+            self.extras.update(self._store.completed.get("extras", {}))
+        self._tell(report.RUNNING)
+        if not self.finished and self.should_stop():
+            self.stop()
+        return self.step
+
+    def step_done(self) -> None:
+        """Count one step. Saves when it is time; when told to stop, saves and ends the process with 143."""
+        self.step += 1
+        due = self._consult()
+        if self.total_steps is not None and self.step >= self.total_steps:
+            return  # the save comes with the completion
+        if self._stopping:
+            self.stop()
+        if due or (self._every_steps and self.step % self._every_steps == 0):
+            self.save()
+        elif time.monotonic() - self._reported > _REPORT_SECONDS:
+            self._tell(report.RUNNING)
+
+    def should_stop(self) -> bool:
+        """Whether any rank has been told to stop. All ranks ask at the same point, and get the same answer."""
+        self._consult()
+        return self._stopping
+
+    def save(self) -> Save:
+        """Save the state as it is after `step` steps; all ranks at the same point.
+
+        A save that fails is logged and told in the termination message, and the program goes on with what it
+        had; `Save.wait` raises.
+        """
+        saved = self._store.save(self.step, portable_extras(self.extras))
+        self._last_save = time.monotonic()
+        self._trouble = saved.problem
+        if saved.problem:
+            facts = {"event": "save-failed", "step": self.step}
+            have = "none yet" if self._checkpoint_step is None else f"step {self._checkpoint_step}"
+            log.error(
+                "could not save step %d: %s; the newest checkpoint is %s",
+                self.step,
+                saved.problem,
+                have,
+                extra=facts,
+            )
+        else:
+            self._saved_here = True
+            self._own_step = self._checkpoint_step = saved.step
+            self._checkpoint_time, self._save_seconds = saved.time, saved.seconds
+            self._say("saved step %d in %.2f s", saved.step, saved.seconds, event="saved")
+        self._tell(report.RUNNING)
+        return Save(saved)
+
+    def stop(self) -> NoReturn:
+        """Save, unless it is saved or the grace is too short, and end the process with exit code 143.
+
+        All ranks at the same point. Not begun is a save that by the last one's measure cannot end within the
+        grace, where this attempt has saved before: it would only put at risk what it cannot replace.
+        """
+        self._consult()
+        left = "" if self._left is None else f", {max(0.0, self._left):.0f} s left"
+        why = f"told to stop ({self._signals.told.name})" if self._signals.told else "stopping"
+        if self._own_step == self.step:
+            self._say("%s: step %d is saved%s", why, self.step, left, event="stopping")
+        elif self._saved_here and self._left is not None and self._left < self._save_seconds:
+            self._say("%s: no time to save step %d%s", why, self.step, left, event="stopping")
+        else:
+            self._say("%s: saving%s", why, left, event="stopping")
+            self.save()
+        self._tell(report.PREEMPTED)
+        self._ranks.part()
+        raise Preempted(EXIT_PREEMPTED)
+
+    def complete(self, **extras: Any) -> None:
+        """Save the last step and record, durably, that the program came to its end.
+
+        All ranks at the same point. `steps` calls it; call it again to add `extras` to what was recorded, such as
+        the final accuracy (then each rank by itself, and rank 0's count).
+        """
+        self.extras.update(extras)
+        again, self._completed = self._completed, True
+        if again:
+            self._store.note_completed(self._completion())
+        else:
+            if self._own_step != self.step:
+                self.save().wait()
+            recorded = self._store.completed
+            if extras or recorded is None or recorded["step"] != self.step:
+                self._store.complete(self._completion())
+            self._say("completed at step %d", self.step, event="completed")
+        self._tell(report.COMPLETED)
+        if not again:
+            self._ranks.part()
+            self._signals.restore()
+
+    def close(self) -> None:
+        """Give signals and the exception hook back; for programs that go on to something else."""
+        self._signals.restore()
+        if sys.excepthook == self._on_uncaught:
+            sys.excepthook = self._previous_hook
+
+    def _consult(self) -> bool:
+        """Exchange with all ranks who was told to stop, and return whether it is time to save.
+
+        One all-reduce at each step: every rank leaves this step knowing the same.
+        """
+        now = time.monotonic()
+        told = self._signals.told
+        since = 1 + int(1000 * (now - told.at)) if told else 0  # milliseconds, 0: not told
+        due = self._every_seconds is not None and now - self._last_save >= self._every_seconds
+        since, by_first = self._ranks.largest((since, int(due and self._ranks.rank == 0)))
+        self._stopping = self._stopping or since > 0
+        if since and self._grace is not None:
+            self._left = self._grace - since / 1000
+        return bool(by_first)
+
+    def _completion(self) -> dict[str, Any]:
+        extras = portable_extras(self.extras)
+        return {"step": self.step, "totalSteps": self.total_steps, "time": time.time(), "extras": extras}
+
+    def _say(self, message: str, *arguments: object, event: str) -> None:
+        if self._ranks.rank == 0:
+            log.info(
+                message, *arguments, extra={"event": event, "step": self.step, "attempt": self._store.attempt}
+            )
+
+    def _tell(self, reason: str, message: str | None = None) -> None:
+        """Write the termination message. Of the processes in one container the first writes it, any a failure."""
+        self._reported = time.monotonic()
+        if self._local_rank and reason != report.FAILED:
+            return
+        at = self._checkpoint_time
+        record = {
+            "reason": reason,
+            "step": self.step,
+            "totalSteps": self.total_steps,
+            "checkpointStep": self._checkpoint_step,
+            "checkpointTime": None if at is None else report.format_time(at),
+            "saveSeconds": round(self._save_seconds, 3) if self._saved_here else None,
+            "loadSeconds": None if self._load_seconds is None else round(self._load_seconds, 3),
+            "resumedStep": self.resumed_step,
+        }
+        optional = {
+            "message": message or self._trouble,
+            "extras": self.extras,
+            "passedOver": [asdict(item) for item in self.passed_over],
+        }
+        self._termination_log.write({**record, **{name: value for name, value in optional.items() if value}})
+
+    def _on_uncaught(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Tell how the program failed, then let the interpreter show it as ever. No SystemExit comes here."""
+        if isinstance(error, KeyboardInterrupt):
+            self._tell(report.PREEMPTED, "interrupted within a step")
+        elif is_lost_peer(error):
+            # A failure that another process of this container has told is the cause; this is its consequence.
+            if self._termination_log.reason() != report.FAILED:
+                self._tell(report.PEER_LOST, str(error))
+        else:
+            self._tell(report.FAILED, f"{kind.__name__}: {error}")
+        self._previous_hook(kind, error, trace)
+
+
+def _directory(settings: Settings, argument: str | os.PathLike[str] | None) -> Path:
+    """Where to save: what the operator mounted, else what the program says."""
+    if settings.checkpoint_dir:
+        return settings.checkpoint_dir
+    if argument is None:
+        raise ValueError(
+            f"no checkpoint directory: give Training(..., directory=...) or set {ENV_CHECKPOINT_DIR}"
+        )
+    return Path(argument)
+
+
+def _check_positive(**arguments: float | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r} must be above 0")

@@ -1,0 +1,105 @@
+"""One checkpoint: a directory of files, and the manifest that says what they must be.
+
+The manifest is written last, atomically, when all files are on the disk. A directory without one is no
+checkpoint, only a save that was not finished. With one, it is a checkpoint as long as every file has the size
+and the SHA-256 that stand in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from spot_training.train import files
+from spot_training.train.files import DamagedError, Written
+
+FORMAT: Final = 1
+MANIFEST: Final = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint as a list names it: where it is, and the SHA-256 of its manifest when it was listed."""
+
+    root: Path
+    fence: str
+    step: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """Where it is inside its root: ``<fence>/step-<12 digits>``."""
+        return f"{self.fence}/{step_name(self.step)}"
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self.root / self.name
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of, and what was known when it was saved; `time` is seconds since the epoch."""
+
+    fence: str
+    attempt: int
+    step: int
+    time: float
+    world_size: int
+    extras: dict[str, Any]
+    files: dict[str, Written]
+
+    def record(self) -> dict[str, Any]:
+        """As it is written into ``manifest.json``."""
+        return {
+            "format": FORMAT,
+            "fence": self.fence,
+            "attempt": self.attempt,
+            "step": self.step,
+            "time": self.time,
+            "worldSize": self.world_size,
+            "extras": self.extras,
+            "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in self.files.items()},
+        }
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> Manifest:
+        """Read a record. Raises DamagedError where it lacks something or names a file outside its directory."""
+        try:
+            if record["format"] != FORMAT:
+                raise DamagedError(f"has format {record['format']}, and this version reads {FORMAT}")
+            manifest = cls(
+                fence=record["fence"],
+                attempt=record["attempt"],
+                step=record["step"],
+                time=record["time"],
+                world_size=record["worldSize"],
+                extras=record["extras"],
+                files={name: Written(file["size"], file["sha256"]) for name, file in record["files"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"its manifest lacks something: {error!r}") from error
+        if any(Path(name).name != name for name in manifest.files):
+            raise DamagedError("its manifest names a file outside its directory")
+        return manifest
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint's directory; names sort as steps do."""
+    return f"step-{step:012d}"
+
+
+def read_manifest(entry: Entry) -> Manifest:
+    """The manifest of a listed checkpoint, exactly as it was listed. Raises DamagedError and OSError."""
+    try:
+        data = (entry.path / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise DamagedError("is gone") from error
+    manifest = Manifest.of(files.unseal(data, "its manifest"))
+    if hashlib.sha256(data).hexdigest() != entry.digest:
+        raise DamagedError("is not the one that was accepted: its manifest has another digest")
+    if (manifest.fence, manifest.step) != (entry.fence, entry.step):
+        raise DamagedError(f"holds step {manifest.step} of {manifest.fence}, not what its name says")
+    return manifest

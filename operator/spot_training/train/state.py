@@ -1,0 +1,200 @@
+"""What a checkpoint holds: the program's named objects and the states of all random number generators.
+
+An object is anything with ``state_dict`` and ``load_state_dict``, or a pair of functions that get and set its
+state. With torch in the process a state is a file of `torch.save`, else one of JSON. Both are read back without
+running code from the file: JSON has none, and `torch.load` is called with ``weights_only=True``. So that this
+cannot fail only when it is too late, a state that could not be read back is refused when it is taken, by the
+name of the value in question.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from spot_training.train.files import Sink
+
+TORCH_SUFFIX: Final = ".pt"
+JSON_SUFFIX: Final = ".json"
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Models, optimizers, schedulers, samplers, scalers: torch's convention for objects with a state."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Take up a state."""
+
+
+Part = Stateful | tuple[Callable[[], Any], Callable[[Any], object]]
+"""A named part of the program's state: an object with a state, or (get, set)."""
+
+
+class UnsavableStateError(TypeError):
+    """A value in the program's state could not be read back from a checkpoint."""
+
+
+def check_parts(parts: Mapping[str, Part], argument: str) -> dict[str, Part]:
+    """The parts, if each is one. Raises TypeError that names the one that is not."""
+    for name, part in parts.items():
+        pair = isinstance(part, tuple) and len(part) == 2 and all(callable(function) for function in part)
+        if not isinstance(name, str) or not (pair or isinstance(part, Stateful)):
+            raise TypeError(
+                f"{argument}[{name!r}] is a {type(part).__name__}: give an object with state_dict and "
+                "load_state_dict, or a pair of functions (get, set)"
+            )
+    return dict(parts)
+
+
+def capture(parts: Mapping[str, Part], argument: str) -> dict[str, Any]:
+    """The states of all parts, ready to be written. Raises UnsavableStateError, which names the value."""
+    states = {
+        name: part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
+        for name, part in parts.items()
+    }
+    return {name: _portable(state, f"{argument}[{name!r}]") for name, state in states.items()}
+
+
+def restore(parts: Mapping[str, Part], saved: Mapping[str, Any]) -> None:
+    """Give each part its state. Raises KeyError that names a part of which the checkpoint has no state."""
+    missing = [name for name in parts if name not in saved]
+    if missing:
+        raise KeyError(
+            f"the checkpoint has no state of {', '.join(missing)}, only of {', '.join(saved) or 'nothing'}: name the "
+            "parts as the program that saved it did"
+        )
+    for name, part in parts.items():
+        if isinstance(part, tuple):
+            part[1](saved[name])
+        else:
+            _unwrap(part).load_state_dict(saved[name])
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the random number generators of Python, NumPy and torch, of those that are in use."""
+    version, words, gauss = random.getstate()
+    states: dict[str, Any] = {"python": [version, list(words), gauss]}
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy:
+        legacy = numpy.random.get_state(legacy=False)
+        states["numpy"] = {
+            "key": legacy["state"]["key"].tolist(),
+            "pos": int(legacy["state"]["pos"]),
+            "has_gauss": int(legacy["has_gauss"]),
+            "gauss": float(legacy["gauss"]),
+        }
+    if torch:
+        states["torch"] = torch.get_rng_state()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random(states: Mapping[str, Any]) -> None:
+    """Set the generators that both the checkpoint and this process have."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy and "numpy" in states:
+        saved = states["numpy"]
+        key = numpy.asarray(saved["key"], dtype="uint32")
+        numpy.random.set_state(("MT19937", key, saved["pos"], saved["has_gauss"], saved["gauss"]))
+    if torch and "torch" in states:
+        torch.set_rng_state(states["torch"])
+        for device, state in zip(range(torch.cuda.device_count()), states.get("cuda", []), strict=False):
+            torch.cuda.set_rng_state(state, device)
+
+
+def suffix() -> str:
+    """The kind of file that this process writes: torch's where torch has been imported."""
+    return TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
+
+
+def write(content: Mapping[str, Any], sink: Sink) -> None:
+    """Write captured states in the format that `suffix` says."""
+    if suffix() == TORCH_SUFFIX:
+        import torch
+
+        torch.save(dict(content), sink)
+    else:
+        # Not json.dump: it writes in thousands of small pieces.
+        sink.write(json.dumps(content).encode())
+
+
+def read(file: BinaryIO, name: str) -> dict[str, Any]:
+    """Read states back, in the format that the file's name says. Tensors are read into host memory."""
+    if name.endswith(TORCH_SUFFIX):
+        import torch
+
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    else:
+        content = json.load(io.TextIOWrapper(file, encoding="utf-8"))
+    return dict(content)
+
+
+def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's extras as JSON can hold them. Raises UnsavableStateError, which names the value."""
+    checked = _convert(dict(extras), "extras", torch=None)
+    return dict(checked)
+
+
+def _unwrap(part: Stateful) -> Stateful:
+    """The model inside DistributedDataParallel, so that a checkpoint fits on one rank as on many."""
+    if type(part).__name__ == "DistributedDataParallel" and isinstance(
+        inner := getattr(part, "module", None), Stateful
+    ):
+        return inner
+    return part
+
+
+def _portable(value: Any, where: str) -> Any:
+    return _convert(value, where, torch=sys.modules.get("torch"))
+
+
+def _convert(value: Any, where: str, torch: Any) -> Any:
+    """The same value with NumPy's scalars made Python's. Raises UnsavableStateError for what has no way back."""
+    kind = type(value)
+    if kind in (bool, int, float, str) or value is None:
+        return value
+    if kind in (list, tuple):
+        return kind(_convert(item, f"{where}[{index}]", torch) for index, item in enumerate(value))
+    if isinstance(value, dict) and kind in (dict, OrderedDict):
+        if (
+            torch is None
+            and (strange := next((key for key in value if type(key) is not str), None)) is not None
+        ):
+            raise UnsavableStateError(f"{where} has the key {strange!r}: JSON knows only strings as keys")
+        converted = kind(
+            (_convert(key, where, torch), _convert(item, f"{where}[{key!r}]", torch))
+            for key, item in value.items()
+        )
+        if kind is OrderedDict:
+            vars(converted).update(vars(value))  # modules keep the versions of their states there
+        return converted
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    if torch is not None and _is_known_to_torch(value, torch):
+        return value
+    advice = "a list (`.tolist()`)" if torch is None else "a tensor, or lists, dicts, strings and numbers"
+    raise UnsavableStateError(
+        f"{where} is a {kind.__module__}.{kind.__qualname__}, which cannot be read back: make it {advice}"
+    )
+
+
+def _is_known_to_torch(value: Any, torch: Any) -> bool:
+    known = (torch.Tensor, torch.Size, torch.dtype, torch.device)
+    return isinstance(value, known) or type(value) in (
+        bytes,
+        complex,
+        set,
+        *torch.serialization.get_safe_globals(),
+    )

@@ -1,0 +1,282 @@
+"""Saving and loading by all ranks together: who writes and reads which file, and what all then agree on.
+
+Rank 0 writes what all ranks have alike; each rank writes what it has of its own. Only when every rank has
+brought its files to the disk does rank 0 write the manifest. A rank that fails says so to the others, so that
+nobody waits and no manifest is written. Loading: rank 0 proposes a checkpoint, the best first; the ranks
+verify its files, each its share; unless all find them whole, all pass it over and go on to the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spot_training.train import files, state
+from spot_training.train.directory import CheckpointDirectory
+from spot_training.train.fence import attempt_number
+from spot_training.train.files import DamagedError, Written
+from spot_training.train.manifest import Entry, Manifest, read_manifest
+from spot_training.train.ranks import PeerLostError
+from spot_training.train.report import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import BinaryIO
+
+    from spot_training.train.ranks import Ranks
+    from spot_training.train.state import Part
+
+T = TypeVar("T")
+
+
+class CheckpointError(Exception):
+    """No checkpoint could be saved, or none could be loaded although there are some."""
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A checkpoint that was not whole: ``<fence>/step-...`` and why."""
+
+    checkpoint: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that was loaded: `time` is when it was saved, in seconds since the epoch."""
+
+    step: int
+    time: float
+    attempt: int
+    borrowed: bool
+    extras: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How a save ended: `seconds` of rank 0, `time` since the epoch, `problem` None where it succeeded."""
+
+    step: int
+    seconds: float
+    time: float
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checkpoints are, and as which attempt: what `CheckpointDirectory` takes."""
+
+    root: Path
+    fence: str | None
+    attempt: int | None
+    resume: Path | None
+
+
+class Store:
+    """Saves and loads the parts of one program. All methods but `note_completed` are called by all ranks together."""
+
+    def __init__(
+        self, place: Place, ranks: Ranks, parts: Mapping[str, Part], per_rank: Mapping[str, Part], keep: int
+    ) -> None:
+        self._ranks = ranks
+        self._parts = parts
+        self._per_rank = per_rank
+        self._keep = keep
+        self._pruning = True
+        self.passed_over: list[PassedOver] = []
+        self._directory: CheckpointDirectory | None = None  # of rank 0 only
+
+        def begin() -> tuple[str, dict[str, Any] | None]:
+            self._directory = CheckpointDirectory(place.root, place.fence, place.resume, time.time())
+            return self._directory.fence, self._directory.completed
+
+        trouble = f"cannot use the checkpoint directory {place.root}"
+        self.fence, self.completed = _by_first(ranks, begin if ranks.rank == 0 else None, trouble)
+        self.attempt = attempt_number(self.fence) if place.attempt is None else place.attempt
+
+    def load(self) -> Loaded | None:
+        """Load the best whole checkpoint into all parts. None: there is none, and there was none to pass over.
+
+        Raises CheckpointError where there are checkpoints and none of them is whole, KeyError where the program
+        has parts that the checkpoint does not know.
+        """
+        self._capture()  # so that a state that could not be saved is known now, not at the first save
+        candidates = self._ask(lambda directory: directory.candidates(), "cannot list the checkpoints")
+        for entry in candidates:
+            manifest, problem = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
+            if manifest:
+                with contextlib.ExitStack() as stack:
+                    opened, own_problem = self._open_share(entry, manifest, stack)
+                    problem = next((said for said in self._ranks.gather(own_problem) if said), None)
+                    if not problem:
+                        self._restore(manifest, opened)
+                        return self._loaded(entry, manifest)
+            self._pass_over(entry, problem or "is not whole")
+        trouble = self._ask(lambda directory: directory.trouble, "cannot list the checkpoints")
+        if candidates or trouble:
+            reasons = [
+                *([trouble] if trouble else []),
+                *(f"{item.checkpoint} {item.reason}" for item in self.passed_over),
+            ]
+            raise CheckpointError(
+                f"of the {len(candidates)} checkpoints that this attempt may load none is whole: {'; '.join(reasons)}. "
+                "They are kept as they are; to start from scratch, empty the checkpoint directory"
+            )
+        return None
+
+    def save(self, step: int, extras: dict[str, Any]) -> Saved:
+        """Save all parts as the checkpoint of `step`. A disk that refuses is told in the result, on all ranks.
+
+        Raises what the program's own parts raise, and PeerLostError then on the other ranks.
+        """
+        began, at = time.monotonic(), time.time()
+        problem = None
+        try:
+            path = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
+            stored = self._write_shares(path)
+            manifest = Manifest(self.fence, self.attempt, step, at, self._ranks.size, extras, stored)
+            self._ask(lambda directory: directory.commit(manifest), "cannot write its manifest")
+        except CheckpointError as error:
+            problem = str(error)
+        if self._directory:
+            self._directory.discard(step) if problem else self._prune(self._directory)
+        seconds, at = self._ranks.from_first((time.monotonic() - began, at))
+        return Saved(step, seconds, at, problem)
+
+    def complete(self, record: dict[str, Any]) -> None:
+        """Record that the program came to its end. Raises CheckpointError on all ranks where that fails."""
+        self._ask(lambda directory: directory.complete(record), "cannot record the completion")
+
+    def note_completed(self, record: dict[str, Any]) -> None:
+        """Write that record again, with more in it; by any rank, and only rank 0's counts. Raises OSError."""
+        if self._directory:
+            self._directory.complete(record)
+
+    def _ask(self, work: Callable[[CheckpointDirectory], T], trouble: str) -> T:
+        directory = self._directory
+        return _by_first(self._ranks, (lambda: work(directory)) if directory else None, trouble)
+
+    def _capture(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+        """What this rank writes: the common state, if it is rank 0, and its own."""
+        own = {"state": state.capture(self._per_rank, "per_rank"), "random": state.random_states()}
+        return (state.capture(self._parts, "state") if self._ranks.rank == 0 else None), own
+
+    def _write_shares(self, path: Path) -> dict[str, Written]:
+        """Every rank's files, written side by side. Raises as `save` does, CheckpointError for a disk's refusal."""
+        written: dict[str, Written] = {}
+        failure: Exception | None = None
+        try:
+            common, own = self._capture()
+            contents = {f"rank-{self._ranks.rank:05d}{state.suffix()}": own}
+            if common is not None:
+                contents[f"state{state.suffix()}"] = common
+            for name, content in contents.items():
+                written[name] = files.write_durably(path / name, functools.partial(state.write, content))
+        except Exception as error:  # whatever it is, the peers must hear of it before it is raised
+            failure = error
+        refused = isinstance(failure, OSError)
+        shares = self._ranks.gather((written, _words(failure) if failure else None, refused))
+        if failure and not refused:
+            raise failure
+        for rank, (_, problem, by_disk) in enumerate(shares):
+            if problem and not by_disk:
+                raise PeerLostError(f"rank {rank} could not take its state: {problem}")
+            if problem:
+                raise CheckpointError(f"rank {rank} cannot write: {problem}") from failure
+        return {name: file for share, _, _ in shares for name, file in share.items()}
+
+    def _prune(self, directory: CheckpointDirectory) -> None:
+        try:
+            current = directory.prune(self._keep)
+        except OSError as error:
+            log.warning("could not remove old checkpoints: %s", error, extra={"event": "prune-failed"})
+            return
+        if self._pruning and not current:
+            log.warning(
+                "a newer attempt has started: what this one saves will not be used", extra={"event": "fenced"}
+            )
+        self._pruning = current
+
+    def _open_share(
+        self, entry: Entry, manifest: Manifest, stack: contextlib.ExitStack
+    ) -> tuple[dict[str, BinaryIO], str | None]:
+        """Open and verify this rank's share, and keep it open: what is then read is what was verified."""
+        opened: dict[str, BinaryIO] = {}
+        try:
+            for name, expected in manifest.files.items():
+                kind, _, number = Path(name).stem.partition("-")
+                if kind == "state" or int(number) % self._ranks.size == self._ranks.rank:
+                    file = stack.enter_context((entry.path / name).open("rb"))
+                    files.verify(file, expected)
+                    opened[kind if kind == "state" else str(int(number))] = file
+        except (DamagedError, OSError, ValueError) as error:
+            return {}, _words(error)
+        missing = [kind for kind in ("state",) if kind not in opened]
+        return opened, f"has no file of {missing[0]}" if missing else None
+
+    def _restore(self, manifest: Manifest, opened: Mapping[str, BinaryIO]) -> None:
+        common = opened["state"]
+        state.restore(self._parts, state.read(common, common.name))
+        file = opened.get(str(self._ranks.rank))
+        if file:
+            own = state.read(file, file.name)
+            state.restore(self._per_rank, own["state"])
+            state.restore_random(own["random"])
+        elif self._per_rank:
+            raise CheckpointError(
+                f"the checkpoint was saved by {manifest.world_size} ranks and there are {self._ranks.size} now: the "
+                f"state that each rank has of its own ({', '.join(self._per_rank)}) cannot be shared out anew"
+            )
+        if manifest.world_size != self._ranks.size and self._ranks.rank == 0:
+            log.warning(
+                "saved by %d ranks, loaded by %d: random numbers will differ from an uninterrupted run's",
+                manifest.world_size,
+                self._ranks.size,
+                extra={"event": "world-size-changed"},
+            )
+
+    def _loaded(self, entry: Entry, manifest: Manifest) -> Loaded:
+        borrowed = self._ask(
+            lambda directory: directory.is_borrowed(entry), "cannot tell whose checkpoint it is"
+        )
+        return Loaded(manifest.step, manifest.time, manifest.attempt, borrowed, manifest.extras)
+
+    def _pass_over(self, entry: Entry, problem: str) -> None:
+        if self._directory:
+            self._directory.pass_over(entry)
+        self.passed_over.append(PassedOver(entry.name, problem))
+        if self._ranks.rank == 0:
+            facts = {"event": "passed-over", "checkpoint": entry.name, "reason": problem}
+            log.warning("passed over %s: %s", entry.name, problem, extra=facts)
+
+
+def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
+    """Let rank 0 do something (others give None); all get its result, or all raise CheckpointError."""
+    results: list[T] = []
+    problem: str | None = None
+    cause: Exception | None = None
+    if work:
+        try:
+            results = [work()]
+        except (OSError, DamagedError) as error:
+            cause, problem = error, f"{trouble}: {_words(error)}"
+    results, problem = ranks.from_first((results, problem))
+    if problem:
+        raise CheckpointError(problem) from cause
+    return results[0]
+
+
+def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None, str | None]:
+    try:
+        return read_manifest(entry), None
+    except (DamagedError, OSError) as error:
+        return None, _words(error)
+
+
+def _words(error: BaseException) -> str:
+    """An error in its own words; the name of its class where those would say nothing."""
+    return str(error) or type(error).__name__

@@ -1,0 +1,114 @@
+"""Torch's states: what is saved comes back exactly, and nothing in a file is ever run."""
+
+import pickle
+import random
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spot_training.train import CheckpointError, Training, UnsavableStateError, files, state
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SPOT_CHECKPOINT_DIR", "SPOT_FENCE", "SPOT_ATTEMPT", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def _parts() -> dict[str, Any]:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    model(torch.randn(5, 3)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+
+
+def test_model_optimizer_scheduler_and_all_generators_come_back(tmp_path: Path) -> None:
+    saved = _parts()
+    training = Training(saved, directory=tmp_path)
+    training.load()
+    training.step = 7
+    training.save().wait()
+    training.close()
+    drawn = (random.random(), np.random.rand(), torch.rand(1).item())
+    loaded = _parts()
+    training = Training(loaded, directory=tmp_path)
+    assert training.load() == 7
+    training.close()
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == drawn
+    for name, tensor in saved["model"].state_dict().items():
+        assert torch.equal(tensor, loaded["model"].state_dict()[name]), name
+    assert loaded["scheduler"].state_dict() == saved["scheduler"].state_dict()
+    [before, after] = [parts["optimizer"].state_dict()["state"][0] for parts in (saved, loaded)]
+    assert torch.equal(before["exp_avg_sq"], after["exp_avg_sq"])
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    path = tmp_path / "state.pt"
+    torch.save({"model": Evil()}, path)
+    with path.open("rb") as file, pytest.raises(pickle.UnpicklingError):
+        state.read(file, "state.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_could_not_be_read_back_is_refused_at_the_start_by_name(tmp_path: Path) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    class Schedule:
+        factor = 1.0
+
+        def __call__(self, epoch: int) -> float:
+            return self.factor
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule())
+    scheduler.note = np.zeros(3)
+    training = Training({"scheduler": scheduler}, directory=tmp_path)
+    with pytest.raises(UnsavableStateError, match=r"state\['scheduler'\]\['note'\] is a numpy.ndarray"):
+        training.load()
+    training.close()
+
+
+def test_numpys_scalars_become_pythons(tmp_path: Path) -> None:
+    got: list[Any] = []
+    parts: dict[str, Any] = {"x": (lambda: {"loss": np.float64(0.5), "count": np.int64(3)}, got.append)}
+    training = Training(parts, directory=tmp_path)
+    training.load()
+    training.save().wait()
+    training.close()
+    training = Training(parts, directory=tmp_path)
+    training.load()
+    training.close()
+    assert got == [{"loss": 0.5, "count": 3}]
+    assert [type(value) for value in got[0].values()] == [float, int]
+
+
+def test_a_disk_error_inside_torchs_writer_keeps_its_own_words(tmp_path: Path) -> None:
+    training = Training({"model": torch.nn.Linear(1000, 1000)}, directory=tmp_path)
+    training.load()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="File too large"):
+            training.save().wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        training.close()
+    assert not list(tmp_path.glob("*/step-*"))
+
+
+def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    written = files.write_durably(path, lambda sink: state.write({"x": torch.randn(1000, 100)}, sink))
+    with path.open("rb") as file:
+        files.verify(file, written)

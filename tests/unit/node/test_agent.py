@@ -1,0 +1,466 @@
+"""The whole agent against an API server over HTTP: the fault table, and what the world looks like after each fault."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from spot_training.api.times import parse_time
+from spot_training.cluster.client import Client
+from spot_training.node import agent as agent_module
+from spot_training.node.agent import Agent
+from spot_training.node.metrics import Metrics
+from spot_training.node.notice import Answer, Limits, Nothing, Notice, Notices, Unknown
+from spot_training.node.situation import Settings
+from tests.unit.node.api import Api, broken, running
+from tests.unit.node.waiting import until
+
+NODE = "spot-1"
+MARGIN = 5
+TAINT = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
+POOL = {"key": "spot.training/capacity-type", "value": "spot", "effect": "NoSchedule"}
+
+
+class Script:
+    """A source whose answer the test sets."""
+
+    name = "eci"
+    limits = Limits(minimum=60, horizon=300)
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        self.answer: Answer = answer or Nothing()
+        self.asked = 0
+
+    async def ask(self) -> Answer:
+        self.asked += 1
+        return self.answer
+
+
+def due(seconds: float, now: float | None = None) -> Notices:
+    """A notice for a moment in so many seconds."""
+    at = math.ceil((time.time() if now is None else now) + seconds)
+    return Notices((Notice(f"eci-{at}", "reclaim", "eci", float(at)),))
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with running(Api()) as cluster:
+        cluster.add_node(NODE, taints=[POOL])
+        yield cluster
+
+
+@asynccontextmanager
+async def working(
+    api: Api, source: Script, *, drain: bool = True, dry_run: bool = False, pod: tuple[str, str] | None = None
+) -> AsyncIterator[Agent]:
+    """An agent at work, until the end of the block, where it is killed."""
+    settings = Settings(NODE, 0.01, drain, dry_run, pod)
+    async with Client(api.connection, timeout=5) as client:
+        agent = Agent(settings, client, source, Metrics())
+        task = asyncio.create_task(agent.run())
+        try:
+            yield agent
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+async def drained(api: Api) -> None:
+    await until(
+        "an empty node that says so",
+        lambda: not api.leaving() and api.conditions(NODE).get("Drained") == "True",
+        lambda: (api.leaving(), api.nodes, api.told, api.requests[-20:]),
+    )
+
+
+async def marked(api: Api) -> None:
+    await until(
+        "the marks", lambda: TAINT in api.nodes[NODE]["spec"]["taints"], lambda: (api.nodes, api.requests)
+    )
+
+
+async def unmarked(api: Api) -> None:
+    await until(
+        "a node as it was before",
+        lambda: (
+            api.nodes[NODE]["spec"] == {"taints": [POOL]}
+            and not api.nodes[NODE]["metadata"].get("annotations")
+            and "True" not in api.conditions(NODE).values()
+        ),
+        lambda: (api.nodes, api.requests[-20:]),
+    )
+
+
+def workload(api: Api) -> None:
+    """One of each: a training pod, two ordinary ones, what stays, what has ended, a neighbour's."""
+    api.add_pod("train", node=NODE, job=True, terminationGracePeriodSeconds=600)
+    api.add_pod("web", node=NODE)
+    api.add_pod("api", node=NODE, priority=1000)
+    api.add_pod("logs", node=NODE, owner="DaemonSet")
+    api.add_pod("elsewhere", node="spot-2", owner="DaemonSet")
+    api.add_pod("finished", node="spot-2", owner="DaemonSet", phase="Succeeded", job=True)
+
+
+async def test_from_notice_to_empty_node(api: Api) -> None:
+    workload(api)
+    api.add_pod("done", node=NODE, owner="DaemonSet", phase="Succeeded", job=True)
+    source = Script()
+    async with working(api, source) as agent:
+        await until("polls", lambda: source.asked > 3, lambda: api.requests)
+        assert api.writes == []
+        source.answer = answer = due(60)
+        await drained(api)
+        await until("events", lambda: len(api.events) == 2, lambda: api.events)
+        metrics = generate_latest(agent._metrics.registry).decode()
+    at = answer.notices[0].says
+    metadata, spec = api.nodes[NODE]["metadata"], api.nodes[NODE]["spec"]
+    assert spec == {"taints": [POOL, TAINT], "unschedulable": True}
+    assert metadata["annotations"]["spot.training/notice-id"] == answer.notices[0].id
+    assert parse_time(metadata["annotations"]["spot.training/reclaim-deadline"]) == at
+    assert metadata["annotations"]["spot.training/cordoned-by"] == "spot.training/agent"
+    assert api.conditions(NODE) == {"DrainInProgress": "False", "Drained": "True"}
+    assert [event["reason"] for event in api.events] == ["SpotReclaim", "Drained"]
+    assert set(api.pods) == {"logs", "elsewhere", "finished", "done"}
+    # The training pod first, by DELETE with what the deadline leaves; the others by eviction.
+    ((request, grace),) = api.told["train"]
+    assert request == "delete" and 60 - MARGIN - 4 <= grace <= 60 - MARGIN + 1
+    assert api.told["web"] == api.told["api"] == [("evict", 30)]
+    assert "spot_agent_notice_to_cordon_seconds_count 1.0" in metrics
+    assert 'spot_agent_notices_total{kind="reclaim",source="eci"} 1.0' in metrics
+    assert 'spot_agent_evictions_total{result="deleted"} 1.0' in metrics
+    assert 'spot_agent_evictions_total{result="evicted"} 2.0' in metrics
+
+
+async def test_why_a_training_pod_went_is_written_into_it_before_it_goes(api: Api) -> None:
+    api.add_pod("train", node=NODE, job=True)
+    api.stops["train"] = 30
+    async with working(api, Script(due(60))):
+        await until("the deletion", lambda: "train" in api.told, lambda: api.requests)
+    (condition,) = api.pods["train"]["status"]["conditions"]
+    assert (condition["type"], condition["reason"]) == ("DisruptionTarget", "SpotReclamation")
+
+
+async def test_a_pod_that_may_not_be_explained_goes_all_the_same(api: Api) -> None:
+    api.add_pod("train", node=NODE, job=True)
+    api.fault = lambda request: broken(403) if request.path.endswith("/pods/train/status") else None
+    async with working(api, Script(due(60))):
+        await drained(api)
+
+
+async def test_a_hundred_pods(api: Api) -> None:
+    for index in range(100):
+        api.add_pod(f"p{index}", node=NODE)
+    async with working(api, Script(due(60))):
+        await drained(api)
+    assert {tuple(told) for told in api.told.values()} == {(("evict", 30),)}
+
+
+async def test_a_budget_is_respected_until_time_is_short_and_then_passed_over(api: Api) -> None:
+    api.add_pod("guarded", node=NODE)
+    api.budgets = {"guarded"}
+    source = Script(due(250))
+    async with working(api, source):
+        await until("refusals", lambda: len(api.told.get("guarded", [])) >= 2, lambda: api.told)
+        assert {request for request, _ in api.told["guarded"]} == {"refused"}
+        # The same budget with 15 s less margin left, and a pod that wants 30.
+        source.answer = due(15)
+        await drained(api)
+    request, grace = api.told["guarded"][-1]
+    assert request == "delete" and 1 <= grace <= 11
+
+
+async def test_a_pod_that_is_going_too_slowly_is_hurried_and_one_that_is_not_is_left(api: Api) -> None:
+    for name, grace in (("slow", 3600), ("quick", 20)):
+        api.add_pod(name, node=NODE)
+        api.stops[name] = 3600
+        api._stop(name, grace)
+    async with working(api, Script(due(60))):
+        await until("the shorter grace", lambda: "slow" in api.told, lambda: api.requests)
+    assert [request for request, _ in api.told["slow"]] == ["delete"]
+    assert api.told["slow"][0][1] <= 56
+    assert "quick" not in api.told
+    # Somebody else's deletion is not given our reason.
+    assert "conditions" not in api.pods["slow"]["status"]
+
+
+async def test_cordon_only_touches_no_pod(api: Api) -> None:
+    workload(api)
+    async with working(api, Script(due(60)), drain=False):
+        await marked(api)
+    assert not api.told and not api.conditions(NODE)
+    assert not [request for request in api.requests if "/pods" in request]
+
+
+async def test_dry_run_writes_nothing(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    workload(api)
+    caplog.set_level(logging.INFO)
+    async with working(api, Script(due(60)), dry_run=True):
+        await until(
+            "what would be done",
+            lambda: all(text in caplog.text for text in ("would delete", "would evict", "would patch")),
+            lambda: caplog.text,
+        )
+    assert api.writes == [] and api.events == []
+
+
+# Withdrawal.
+
+
+async def test_a_withdrawn_notice_leaves_the_node_as_it_was_and_the_rest_of_the_pods_alone(api: Api) -> None:
+    api.add_pod("guarded", node=NODE)
+    api.budgets = {"guarded"}
+    source = Script(due(250))
+    async with working(api, source):
+        await until("refusals", lambda: bool(api.told.get("guarded")), lambda: api.told)
+        await until(
+            "progress", lambda: api.conditions(NODE).get("DrainInProgress") == "True", lambda: api.nodes
+        )
+        source.answer = Nothing()
+        await unmarked(api)
+        await until("the event", lambda: api.events[-1]["reason"] == "NoticeWithdrawn", lambda: api.events)
+    assert "guarded" in api.pods
+    assert {request for request, _ in api.told["guarded"]} == {"refused"}
+    assert api.conditions(NODE) == {"DrainInProgress": "False", "Drained": "False"}
+
+
+async def test_a_source_that_falls_silent_withdraws_nothing(api: Api) -> None:
+    source = Script(due(60))
+    async with working(api, source):
+        await marked(api)
+        source.answer = Unknown("HTTP status 503")
+        polls = source.asked
+        await until("many polls", lambda: source.asked > polls + 20, lambda: source.asked)
+        assert TAINT in api.nodes[NODE]["spec"]["taints"]
+
+
+async def test_a_foreign_cordon_outlives_the_notice(api: Api) -> None:
+    api.nodes[NODE]["spec"]["unschedulable"] = True
+    source = Script(due(60))
+    async with working(api, source):
+        await marked(api)
+        source.answer = Nothing()
+        await until("the taint gone", lambda: api.nodes[NODE]["spec"]["taints"] == [POOL], lambda: api.nodes)
+    assert api.nodes[NODE]["spec"]["unschedulable"] is True
+
+
+async def test_an_earlier_second_notice_takes_the_marks(api: Api) -> None:
+    first, second = due(200), due(90)
+    source = Script(first)
+    async with working(api, source):
+        await marked(api)
+        source.answer = Notices(first.notices + second.notices)
+        await until(
+            "the earlier deadline",
+            lambda: (
+                api.nodes[NODE]["metadata"]["annotations"]["spot.training/notice-id"] == second.notices[0].id
+            ),
+            lambda: api.nodes,
+        )
+    assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
+
+
+# Restarts.
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+async def test_killed_after_any_step_the_next_one_finishes_without_the_source(api: Api, step: int) -> None:
+    workload(api)
+    dead = asyncio.Event()
+
+    def count() -> None:
+        if len(api.writes) == step:
+            dead.set()
+
+    api.wrote = count
+    api.fault = lambda _: broken() if dead.is_set() else None
+    async with working(api, Script(due(120))):
+        await until("the step", dead.is_set, lambda: api.writes)
+    api.fault = lambda _: None
+    # The first write is the patch with the marks: from then on the Node alone is enough.
+    async with working(api, Script(Unknown("connection refused"))):
+        await drained(api)
+    assert api.nodes[NODE]["spec"]["unschedulable"] is True
+    assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
+
+
+async def test_a_node_that_came_back_is_put_to_use_again_and_nothing_is_removed_from_it(api: Api) -> None:
+    async with working(api, Script(due(60))):
+        await drained(api)
+    api.told.clear()
+    api.add_pod("new", node=NODE)
+    async with working(api, Script(Nothing())):
+        await unmarked(api)
+    assert "new" in api.pods and not api.told
+
+
+async def test_a_new_node_under_the_same_name_is_marked_too(api: Api) -> None:
+    async with working(api, Script(due(60))) as agent:
+        await marked(api)
+        api.add_node(NODE, taints=[POOL])["metadata"]["uid"] = "another"
+        agent.situation.tell()
+        await marked(api)
+
+
+# An API server in trouble.
+
+
+@pytest.mark.parametrize("code", [500, 503, 429, 0])
+async def test_an_api_server_that_is_down_at_the_notice_is_tried_until_it_answers(
+    api: Api, code: int
+) -> None:
+    workload(api)
+    failures: list[str] = []
+
+    def down(request: web.Request) -> web.StreamResponse | None:
+        if len(failures) >= 12:
+            return None
+        failures.append(request.path)
+        if code == 0 and request.transport:
+            request.transport.abort()
+        return broken(code or 503)
+
+    source = Script()
+    async with working(api, source):
+        await until("the watch", lambda: len(api.requests) > 2, lambda: api.requests)
+        api.fault = down
+        api.end_watches()
+        source.answer = due(60)
+        await drained(api)
+    assert len(failures) == 12
+    assert api.nodes[NODE]["spec"]["taints"] == [POOL, TAINT]
+
+
+async def test_marks_that_are_refused_do_not_keep_the_pods(api: Api) -> None:
+    workload(api)
+    api.fault = lambda request: (
+        broken(403) if request.method == "PATCH" and "/nodes/" in request.path else None
+    )
+    async with working(api, Script(due(60))):
+        await until("an empty node", lambda: not api.leaving(), lambda: (api.pods, api.requests[-9:]))
+
+
+async def test_one_pod_that_cannot_be_removed_does_not_keep_the_others(api: Api) -> None:
+    workload(api)
+    api.fault = lambda request: broken(500) if "/pods/train" in request.path else None
+    async with working(api, Script(due(60))):
+        await until("all but one", lambda: api.leaving() == ["train"], lambda: api.told)
+        api.fault = lambda _: None
+        await drained(api)
+
+
+async def test_conflicts_are_met_with_a_fresh_look_and_lose_no_taint(api: Api) -> None:
+    foreign = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    conflicts: list[str] = []
+
+    def interfere(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "PATCH" and request.path == f"/api/v1/nodes/{NODE}" and len(conflicts) < 7:
+            conflicts.append(request.path)
+            node = api.nodes[NODE]
+            if foreign not in node["spec"]["taints"]:
+                node["spec"]["taints"].append(foreign)
+            api.bump(node)
+        return None
+
+    api.fault = interfere
+    async with working(api, Script(due(60))):
+        await marked(api)
+    assert len(conflicts) == 7
+    assert api.nodes[NODE]["spec"]["taints"] == [POOL, foreign, TAINT]
+
+
+async def test_events_that_cannot_be_posted_delay_nothing(api: Api) -> None:
+    workload(api)
+    api.fault = lambda request: broken(500) if request.path.endswith("/events") else None
+    async with working(api, Script(due(60))):
+        await drained(api)
+
+
+async def test_the_node_object_deleted_in_the_middle(api: Api) -> None:
+    workload(api)
+    api.stops = {"web": 0.2}
+    async with working(api, Script(due(60))):
+        await marked(api)
+        node = api.nodes.pop(NODE)
+        await until("no pods", lambda: not api.leaving(), lambda: api.told)
+        api.nodes[NODE] = node
+        await drained(api)
+
+
+async def test_a_watch_that_breaks_off_is_taken_up_again(api: Api) -> None:
+    source = Script()
+    async with working(api, source):
+        for name in ("a", "b", "c"):
+            api.add_pod(name, node=NODE)
+            api.end_watches()
+        source.answer = due(60)
+        await drained(api)
+
+
+# Clocks and deadlines.
+
+
+@pytest.mark.parametrize("skew", [-300, 300])
+async def test_a_node_whose_clock_is_five_minutes_off_acts_by_the_api_servers(api: Api, skew: float) -> None:
+    api.skew = skew
+    api.add_pod("train", node=NODE, job=True, terminationGracePeriodSeconds=600)
+    # The notice is there before the agent is: its first answer too is judged by the right clock.
+    answer = due(60, api.now())
+    async with working(api, Script(answer)):
+        await drained(api)
+    annotations = api.nodes[NODE]["metadata"]["annotations"]
+    assert parse_time(annotations["spot.training/reclaim-deadline"]) == answer.notices[0].says
+    assert abs(parse_time(annotations["spot.training/noticed-at"]) - api.now()) < 30
+    assert 60 - MARGIN - 5 <= api.told["train"][0][1] <= 60 - MARGIN + 2
+
+
+async def test_a_deadline_that_has_passed_still_gives_every_pod_its_second(api: Api) -> None:
+    workload(api)
+    async with working(api, Script(due(-30))):
+        await drained(api)
+    assert api.told == {name: [("delete", 1)] for name in ("train", "web", "api")}
+
+
+# The socket, and the loops themselves.
+
+
+async def test_a_dead_socket_replaces_the_pod_but_never_while_a_notice_stands(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "STALE_SECONDS", 0.05)
+    api.add_pod("agent-x", node=NODE, owner="DaemonSet")
+    source = Script(due(60))
+    async with working(api, source, pod=("ns", "agent-x")):
+        await marked(api)
+        source.answer = Unknown("refused", unconnectable=True)
+        polls = source.asked
+        await until("many polls", lambda: source.asked > polls + 20, lambda: source.asked)
+        assert "agent-x" in api.pods
+        source.answer = Nothing()
+        await unmarked(api)
+        source.answer = Unknown("HTTP status 500")
+        polls = source.asked
+        await until("many polls", lambda: source.asked > polls + 20, lambda: source.asked)
+        assert "agent-x" in api.pods
+        source.answer = Unknown("refused", unconnectable=True)
+        await until("a new pod", lambda: "agent-x" not in api.pods, lambda: api.requests)
+
+
+async def test_an_adapter_that_fails_unforeseen_is_unknown_and_the_agent_goes_on(api: Api) -> None:
+    class Faulty(Script):
+        async def ask(self) -> Answer:
+            self.asked += 1
+            if self.asked < 5:
+                raise RecursionError("nobody thought of this")
+            return due(60)
+
+    async with working(api, Faulty()) as agent:
+        await until("not ready", lambda: not agent.pulse.ready, lambda: agent.pulse)
+        await marked(api)
+        assert agent.pulse.ready

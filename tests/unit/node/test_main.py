@@ -1,0 +1,104 @@
+"""The command line and its environment."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from spot_training.node.logs import JsonFormatter, fields
+from spot_training.node.main import main, parser
+
+
+def test_everything_can_be_set_by_the_environment() -> None:
+    env = {
+        "NODE_NAME": "n1",
+        "SPOT_PROVIDER": "eci",
+        "SPOT_ECI_SOCKET": "/s",
+        "SPOT_POLL_SECONDS": "0.5",
+        "SPOT_METRICS_PORT": "1234",
+        "SPOT_DRAIN": "False",
+        "SPOT_DRY_RUN": "TRUE",
+        "POD_NAME": "p",
+        "POD_NAMESPACE": "ns",
+        "SPOT_LOG_LEVEL": "DEBUG",
+    }
+    options = parser(env).parse_args([])
+    assert vars(options) == {
+        "node_name": "n1",
+        "provider": "eci",
+        "eci_socket": "/s",
+        "poll_seconds": 0.5,
+        "metrics_port": 1234,
+        "drain": False,
+        "dry_run": True,
+        "pod_name": "p",
+        "pod_namespace": "ns",
+        "log_level": "debug",
+    }
+    assert parser(env).parse_args(["--node-name", "n2", "--drain", "true"]).drain is True
+
+
+def test_defaults_need_only_the_node() -> None:
+    options = parser({"NODE_NAME": "n1"}).parse_args([])
+    assert (options.eci_socket, options.poll_seconds) == ("/run/eci-guest-agent.sock", 1.0)
+    assert (options.drain, options.dry_run, options.metrics_port) == (True, False, 9808)
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ({}, "--node-name"),
+        ({"NODE_NAME": "n", "SPOT_PROVIDER": "dec"}, "'dec' is none of the known providers: eci"),
+        ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "0"}, "not between 0.05 and 60 seconds"),
+        ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "often"}, "--poll-seconds"),
+        ({"NODE_NAME": "n", "SPOT_DRAIN": "perhaps"}, "neither true nor false"),
+        ({"NODE_NAME": "n", "SPOT_METRICS_PORT": "99999"}, "is no port"),
+        ({"NODE_NAME": "n", "SPOT_LOG_LEVEL": "loud"}, "is none of"),
+    ],
+)
+def test_bad_settings_are_named(
+    env: dict[str, str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser(env).parse_args([])
+    assert complaint in capsys.readouterr().err
+
+
+def test_outside_a_cluster_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("NODE_NAME", "n1")
+    with pytest.raises(SystemExit, match="KUBERNETES_SERVICE_HOST"):
+        main([])
+
+
+def test_log_lines_are_json_with_the_notice() -> None:
+    sink = io.StringIO()
+    handler = logging.StreamHandler(sink)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    logger.warning("pod %s", "gone", extra=fields(notice="eci-1", grace=5))
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logger.exception("failed")
+    first, second = (json.loads(line) for line in sink.getvalue().splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {"level": "warning", "message": "pod gone", "notice": "eci-1", "grace": 5}
+    assert "two\nlines" in second["error"]
+
+
+def test_the_agent_needs_none_of_the_operators_libraries() -> None:
+    heavy = ("kopf", "kubernetes", "pydantic", "yaml", "torch")
+    code = f"import sys, spot_training.node.main; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"

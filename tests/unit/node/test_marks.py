@@ -1,0 +1,191 @@
+"""Marks on a Node and their undoing, applied with a JSON Patch library of others."""
+
+import copy
+from typing import Any
+
+import jsonpatch
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spot_training.node import marks
+from spot_training.node.marks import Marks
+
+Json = dict[str, Any]
+
+NOW = 1_775_624_400.0  # 2026-04-08T05:00:00Z
+MARKS = Marks("eci-1775624400", "reclaim", "eci", NOW, NOW - 60)
+OURS = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
+POOL = {"key": "spot.training/capacity-type", "value": "spot", "effect": "NoSchedule"}
+CONTROLLERS = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+ANNOTATIONS = {
+    "spot.training/notice-id": "eci-1775624400",
+    "spot.training/notice-kind": "reclaim",
+    "spot.training/notice-source": "eci",
+    "spot.training/reclaim-deadline": "2026-04-08T05:00:00.000Z",
+    "spot.training/noticed-at": "2026-04-08T04:59:00.000Z",
+    "spot.training/cordoned-at": "2026-04-08T05:00:00.000Z",
+}
+
+
+def node(
+    taints: list[Json] | None = None, annotations: Json | None = None, unschedulable: bool | None = None
+) -> Json:
+    result: Json = {"metadata": {"name": "n", "uid": "u1", "resourceVersion": "7"}, "spec": {}, "status": {}}
+    if taints is not None:
+        result["spec"]["taints"] = taints
+    if annotations is not None:
+        result["metadata"]["annotations"] = annotations
+    if unschedulable is not None:
+        result["spec"]["unschedulable"] = unschedulable
+    return result
+
+
+def patched(before: Json, patch: list[Json]) -> Json:
+    after: Json = jsonpatch.apply_patch(before, patch)
+    return after
+
+
+def test_a_bare_node_gets_everything_in_one_patch() -> None:
+    after = patched(node(), marks.apply(node(), MARKS, NOW))
+    assert after["spec"] == {"unschedulable": True, "taints": [OURS]}
+    assert after["metadata"]["annotations"] == ANNOTATIONS | {
+        "spot.training/cordoned-by": "spot.training/agent"
+    }
+    assert marks.read(after) == MARKS
+
+
+def test_others_taints_stay_where_they_are() -> None:
+    before = node([POOL, CONTROLLERS], {"a": "b"})
+    after = patched(before, marks.apply(before, MARKS, NOW))
+    assert after["spec"]["taints"] == [POOL, CONTROLLERS, OURS]
+    assert after["metadata"]["annotations"]["a"] == "b"
+
+
+def test_every_patch_is_bound_to_the_node_it_was_made_from() -> None:
+    for patch in (marks.apply(node(), MARKS, NOW), marks.undo(node([OURS]))):
+        assert patch[0] == {"op": "test", "path": "/metadata/uid", "value": "u1"}
+        assert patch[1] == {"op": "replace", "path": "/metadata/resourceVersion", "value": "7"}
+
+
+def test_a_node_that_is_marked_needs_nothing() -> None:
+    after = patched(node([POOL]), marks.apply(node([POOL]), MARKS, NOW))
+    assert marks.apply(after, MARKS, NOW) == []
+
+
+def test_a_lost_taint_and_another_deadline_are_put_right() -> None:
+    full = patched(node([POOL]), marks.apply(node([POOL]), MARKS, NOW))
+    lost = copy.deepcopy(full)
+    lost["spec"]["taints"] = [POOL, {**OURS, "value": "rebalance"}]
+    assert patched(lost, marks.apply(lost, MARKS, NOW)) == full
+    sooner = Marks("eci-1", "reclaim", "eci", NOW - 30, NOW - 60)
+    assert marks.read(patched(full, marks.apply(full, sooner, NOW))) == sooner
+
+
+def test_undoing_restores_the_node_exactly() -> None:
+    before = node([POOL, CONTROLLERS], {"a": "b"})
+    after = patched(before, marks.apply(before, MARKS, NOW))
+    restored = patched(after, marks.undo(after))
+    assert restored == before
+    assert marks.undo(restored) == []
+
+
+def test_a_cordon_of_somebody_else_is_never_undone() -> None:
+    before = node([CONTROLLERS], {}, unschedulable=True)
+    after = patched(before, marks.apply(before, MARKS, NOW))
+    assert "spot.training/cordoned-by" not in after["metadata"]["annotations"]
+    restored = patched(after, marks.undo(after))
+    assert restored["spec"] == {"unschedulable": True, "taints": [CONTROLLERS]}
+    assert restored["metadata"]["annotations"] == {}
+
+
+def test_a_person_who_uncordoned_meanwhile_is_not_contradicted() -> None:
+    marked = patched(node(), marks.apply(node(), MARKS, NOW))
+    del marked["spec"]["unschedulable"]
+    assert "unschedulable" not in patched(marked, marks.undo(marked))["spec"]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "read"),
+    [
+        (node(), None),
+        (node([POOL], {"a": "b"}), None),
+        (node([OURS]), Marks("unnamed", "reclaim", "unnamed", None, None)),
+        (
+            node(
+                [], ANNOTATIONS | {"spot.training/reclaim-deadline": "soon", "spot.training/noticed-at": ""}
+            ),
+            Marks("eci-1775624400", "reclaim", "eci", None, None),
+        ),
+    ],
+)
+def test_reading_survives_what_people_do_to_marks(damaged: Json, read: Marks | None) -> None:
+    assert marks.read(damaged) == read
+
+
+taint = st.fixed_dictionaries(
+    {
+        "key": st.sampled_from(["spot.training/reclaim", "a/b", "c"]),
+        "value": st.sampled_from(["reclaim", "rebalance", "x"]),
+        "effect": st.sampled_from(["NoSchedule", "PreferNoSchedule", "NoExecute"]),
+    }
+)
+
+
+@given(
+    taints=st.none() | st.lists(taint, max_size=4, unique_by=lambda one: (one["key"], one["effect"])),
+    annotations=st.none() | st.dictionaries(st.sampled_from([*ANNOTATIONS, "a"]), st.just("x")),
+    unschedulable=st.none() | st.booleans(),
+)
+def test_whatever_is_there_marks_are_whole_and_undone_whole(
+    taints: list[Json] | None, annotations: Json | None, unschedulable: bool | None
+) -> None:
+    before = node(taints, annotations, unschedulable)
+    original = copy.deepcopy(before)
+    after = patched(before, marks.apply(before, MARKS, NOW))
+    assert before == original
+    assert marks.read(after) == MARKS
+    assert after["spec"]["unschedulable"] is True
+    assert after["spec"]["taints"].count(OURS) == 1
+    foreign = [one for one in taints or [] if one["key"] != OURS["key"]]
+    assert [one for one in after["spec"]["taints"] if one["key"] != OURS["key"]] == foreign
+    restored = patched(after, marks.undo(after))
+    assert restored["spec"].get("taints", []) == foreign
+    assert bool(restored["spec"].get("unschedulable")) == bool(unschedulable)
+    assert not set(restored["metadata"]["annotations"]) - {"a"}
+    assert marks.undo(restored) == []
+
+
+def test_conditions_change_only_when_they_change() -> None:
+    before = node()
+    body = marks.condition_patch(before, marks.draining(MARKS, drained=False), NOW)
+    assert body is not None
+    states = {one["type"]: one["status"] for one in body["status"]["conditions"]}
+    assert states == {"DrainInProgress": "True", "Drained": "False"}
+    assert {one["lastTransitionTime"] for one in body["status"]["conditions"]} == {"2026-04-08T05:00:00Z"}
+    before["status"] = body["status"]
+    assert marks.condition_patch(before, marks.draining(MARKS, drained=False), NOW + 9) is None
+    done = marks.condition_patch(before, marks.draining(MARKS, drained=True), NOW + 9)
+    assert done is not None
+    assert {one["type"]: one["status"] for one in done["status"]["conditions"]} == {
+        "DrainInProgress": "False",
+        "Drained": "True",
+    }
+
+
+def test_without_a_notice_conditions_are_false_and_a_node_never_drained_gets_none() -> None:
+    assert marks.withdrawn(node()) == ()
+    drained = node()
+    drained["status"]["conditions"] = [
+        {"type": "Ready", "status": "True"},
+        {
+            "type": "Drained",
+            "status": "True",
+            "reason": "SpotReclamation",
+            "message": "",
+            "lastTransitionTime": "t",
+        },
+    ]
+    body = marks.condition_patch(drained, marks.withdrawn(drained), NOW)
+    assert body is not None
+    assert [(one["type"], one["status"]) for one in body["status"]["conditions"]] == [("Drained", "False")]

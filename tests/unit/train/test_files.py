@@ -1,0 +1,111 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from spot_training.train import files
+from spot_training.train.files import DamagedError
+
+
+def _write_content(sink: files.Sink) -> None:
+    sink.write(b"content")
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail(sink: files.Sink) -> None:
+        sink.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        files.write_durably(path, fail)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"file": b"old"}
+
+
+def test_a_disk_error_is_told_although_the_writer_turned_it_into_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = Path("/dev/full")
+    monkeypatch.setattr(files, "_beside", lambda path: tmp_path / "beside")
+
+    def write_like_torch(sink: files.Sink) -> None:
+        try:
+            for _ in range(1000):
+                sink.write(bytes(100_000))
+        except OSError:
+            raise RuntimeError("PytorchStreamWriter failed writing file") from None
+
+    original = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, mode="r": original(full, "wb") if "x" in mode else original(self, mode)
+    )
+    with pytest.raises(OSError, match="No space left"):
+        files.write_durably(tmp_path / "file", write_like_torch)
+
+
+def test_the_flush_comes_before_the_rename_and_the_directory_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    order: list[tuple[str, bool]] = []
+    original = os.fsync
+
+    def note(descriptor: int) -> None:
+        order.append((Path(f"/proc/self/fd/{descriptor}").readlink().name.split(".")[-1], path.exists()))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    files.write_durably(path, _write_content)
+    assert order == [("tmp", False), (tmp_path.name.split(".")[-1], True)]
+
+
+def test_of_several_creators_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    made = [files.create_exclusively(path, content) for content in (b"first", b"second")]
+    assert made == [True, False]
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"first"
+
+
+def test_one_wins_also_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "file"
+    assert files.create_exclusively(path, b"first")
+    assert not files.create_exclusively(path, b"second")
+    assert path.read_bytes() == b"first"
+
+
+def test_every_flipped_bit_of_a_record_that_changes_it_is_found() -> None:
+    record = {"step": 150, "time": 1.5, "extras": {"loss": None, "name": "a"}}
+    data = files.seal(record)
+    assert files.unseal(data, "x") == record
+    harmless = 0
+    for position in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        try:
+            assert files.unseal(bytes(flipped), "x") == record, f"bit {position} changed the record unnoticed"
+            harmless += 1
+        except DamagedError:
+            pass
+    assert harmless < 100, "only white space may change"
+
+
+def test_verify_tells_size_and_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    written = files.write_durably(path, _write_content)
+    with path.open("rb") as file:
+        files.verify(file, written)
+        assert file.read() == b"content"
+    path.write_bytes(b"conten")
+    with path.open("rb") as file, pytest.raises(DamagedError, match="has 6 bytes, 7 were written"):
+        files.verify(file, written)
+    path.write_bytes(b"Content")
+    with path.open("rb") as file, pytest.raises(DamagedError, match="another content"):
+        files.verify(file, written)

@@ -1,0 +1,177 @@
+"""Invariant: a checkpoint that is loaded is whole, and not older than the last save that was acknowledged."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from spot_training.train import CheckpointError, UnsavableStateError
+from tests.unit.train.programs import Surroundings, Weights, fence, save_steps
+
+KILLS = 80
+
+
+def _train_until_killed(surroundings: Surroundings, attempt: int, acknowledged: int) -> None:
+    """In a forked child: save at every step, and tell each save that has ended through a pipe."""
+    weights = Weights(padding=200_000)
+    training = surroundings.open(attempt, weights)
+    training.load()
+    while True:
+        training.step += 1
+        weights.drawn = [float(training.step)]
+        training.save().wait()
+        os.write(acknowledged, training.step.to_bytes(8, "big"))
+
+
+def test_killed_at_random_instants_nothing_torn_is_loaded_and_nothing_acknowledged_is_lost(
+    surroundings: Surroundings,
+) -> None:
+    chance = random.Random(20261121)
+    newest = 0
+    for attempt in range(1, KILLS + 1):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                _train_until_killed(surroundings, attempt, writer)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        newest = int.from_bytes(os.read(reader, 8), "big") or newest
+        time.sleep(chance.uniform(0, 0.02))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the child ended by itself"
+        while said := os.read(reader, 8):
+            newest = int.from_bytes(said, "big")
+        os.close(reader)
+        weights = Weights()
+        training = surroundings.open(attempt, weights)
+        step = training.load()
+        assert newest <= step <= newest + 1, (
+            f"attempt {attempt} loaded {step} after {newest} was acknowledged"
+        )
+        assert weights.drawn == [float(step)]
+        assert training.passed_over == []
+        newest = step
+    assert newest > KILLS, "saves went on between the kills"
+
+
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def _truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 1)
+
+
+def _swap_with_the_one_before(path: Path) -> None:
+    shutil.copy(path.parent.with_name("step-000000000100") / path.name, path)
+
+
+@pytest.mark.parametrize("file", ["state.json", "rank-00000.json", "manifest.json"])
+@pytest.mark.parametrize("damage", [_flip_a_bit, _truncate, _swap_with_the_one_before, Path.unlink])
+def test_a_damaged_checkpoint_is_passed_over_reported_and_kept(
+    surroundings: Surroundings, damage: Callable[[Path], None], file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Weights(), Weights()
+    save_steps(surroundings.open(1, first), first, 100, 150)
+    training = surroundings.open(2, second)  # from here on, 150 is accepted
+    damage(surroundings.path(1, 150) / file)
+    assert training.load() == 100
+    assert second.drawn == [100.0]
+    [passed_over] = training.passed_over
+    assert passed_over.checkpoint == f"{fence(1)}/step-000000000150"
+    assert surroundings.report()["passedOver"][0]["reason"] == passed_over.reason
+    assert f"passed over {passed_over.checkpoint}: {passed_over.reason}" in caplog.text
+    save_steps(training, second, 170, 180, 190)
+    kept = surroundings.directory / fence(1) / "damaged-step-000000000150"
+    assert kept.is_dir(), sorted(str(path) for path in surroundings.directory.rglob("*"))
+
+
+def test_where_none_is_whole_nothing_begins_anew_unasked(surroundings: Surroundings) -> None:
+    weights = Weights()
+    save_steps(surroundings.open(1, weights), weights, 100, 150)
+    for step in (100, 150):
+        _flip_a_bit(surroundings.path(1, step) / "state.json")
+    for attempt in (2, 3):
+        with pytest.raises(CheckpointError, match=r"none is whole.*empty the checkpoint directory"):
+            surroundings.open(attempt, Weights()).load()
+    assert surroundings.steps(1) == [100, 150]
+
+
+def test_a_damaged_one_of_the_same_fence_is_put_aside_when_its_step_comes_again(
+    surroundings: Surroundings,
+) -> None:
+    weights = Weights()
+    save_steps(surroundings.open(1, weights), weights, 100, 150)
+    _flip_a_bit(surroundings.path(1, 150) / "state.json")
+    training = surroundings.open(1, weights)
+    assert training.load() == 100
+    save_steps(training, weights, 150)
+    assert surroundings.steps(1) == [100, 150]
+    assert (surroundings.directory / fence(1) / "damaged-step-000000000150").is_dir()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_refuses_costs_a_save_never_the_training(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    weights = Weights()
+    training = surroundings.open(1, weights)
+    save_steps(training, weights, 100)
+
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", refuse)
+        training.step = 150
+        save = training.save()
+        with pytest.raises(CheckpointError, match=os.strerror(code)):
+            save.wait()
+    assert surroundings.steps(1) == [100]
+    assert not surroundings.path(1, 150).exists(), "a full disk has its room again"
+    report = surroundings.report()
+    assert (report["reason"], report["step"], report["checkpointStep"]) == ("Running", 150, 100)
+    assert os.strerror(code) in report["message"]
+    training.step = 160
+    training.save().wait()
+    assert surroundings.steps(1) == [100, 160]
+    assert "message" not in surroundings.report()
+
+
+def test_a_directory_that_cannot_be_made_is_a_clear_error(surroundings: Surroundings) -> None:
+    surroundings.directory.write_text("a file")
+    with pytest.raises(
+        CheckpointError, match=f"cannot use the checkpoint directory {surroundings.directory}"
+    ):
+        surroundings.open(1, Weights())
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (object(), r"state\['x'\]\['a'\]\[0\] is a builtins\.object"),
+        (b"bytes", r"is a builtins\.bytes"),
+        ({1: 2}, "has the key 1"),
+        (threading.Lock(), "lock"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_refused_at_the_start(
+    surroundings: Surroundings, value: object, words: str
+) -> None:
+    from spot_training.train import Training
+
+    surroundings.attempt(1)
+    training = Training({"x": (lambda: {"a": [value]}, lambda _: None)})
+    with pytest.raises(UnsavableStateError, match=words):
+        training.load()
