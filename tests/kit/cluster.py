@@ -94,7 +94,7 @@ def _parts() -> NodeImage:
 
 
 def _runs(wanted: str) -> bool:
-    """Whether the cluster that is wanted runs, all nodes of it; paused ones are let go on."""
+    """Whether the cluster that is wanted runs, all nodes of it."""
     try:
         made = json.loads(places.CLUSTER_FILE.read_text())["digest"]
     except FileNotFoundError:
@@ -102,13 +102,24 @@ def _runs(wanted: str) -> bool:
     if made != wanted:
         return False
     states = {name: nodes.container_state(name) for name in layout.NODES}
-    for name in [name for name, state in states.items() if state == "paused"]:
-        nodes.unpause_node(name)
-        states[name] = "running"
+    if states[layout.CONTROL_PLANE] == "running":
+        # Workers that a test or the demo took away are given back.
+        for name in [name for name, state in states.items() if state in ("paused", "exited")]:
+            states[name] = "running" if _revives(name) else states[name]
     for name, state in states.items():
         if state != "running":
             say(f"==> {name} is {state}: making the cluster anew")
     return all(state == "running" for state in states.values())
+
+
+def _revives(name: str) -> bool:
+    try:
+        with step(f"giving {name} back"):
+            nodes.restore_node(name)
+    except (CommandError, TimeoutError) as failure:
+        say(f"    {failure}")
+        return False
+    return True
 
 
 def _settles() -> bool:

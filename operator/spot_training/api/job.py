@@ -38,10 +38,14 @@ class PodSpec(OpenModel):
     """An ordinary pod spec; what is not declared here is passed on to the pod and checked by a dry run."""
 
     model_config = rules(
-        rule(
-            "self.containers.all(c, !has(c.env) || c.env.all(e, !e.name.startsWith('SPOT_')))",
-            "containers: variables that begin with SPOT_ are set by the operator; use another name",
-            ".containers",
+        *(
+            rule(
+                f"!has(self.{field}) || "
+                f"self.{field}.all(c, !has(c.env) || c.env.all(e, !e.name.startsWith('SPOT_')))",
+                f"{field}[].env: variables that begin with SPOT_ are set by the operator; use another name",
+                f".{field}",
+            )
+            for field in ("containers", "initContainers")
         ),
         **{"x-kubernetes-preserve-unknown-fields": True},
     )
@@ -50,6 +54,7 @@ class PodSpec(OpenModel):
         None, description="Always Never: recovery makes new pods. Leave it out."
     )
     containers: Annotated[list[Container], Field(min_length=1, max_length=16)]
+    init_containers: Annotated[list[Container], Field(max_length=16)] | None = None
 
 
 class TemplateMetadata(OpenModel):
@@ -77,6 +82,15 @@ class ResumeFrom(Model):
 class ClaimSpec(OpenModel):
     """An ordinary PersistentVolumeClaim spec."""
 
+    model_config = rules(
+        rule(
+            "has(self.resources.requests) && 'storage' in self.resources.requests",
+            "claimTemplate.resources.requests.storage: say how much room the claim needs, such as 10Gi",
+            ".resources",
+        ),
+        **{"x-kubernetes-preserve-unknown-fields": True},
+    )
+
     access_modes: Annotated[
         list[Literal["ReadWriteOnce", "ReadWriteMany", "ReadWriteOncePod", "ReadOnlyMany"]],
         Field(min_length=1, max_length=4),
@@ -95,6 +109,16 @@ class Checkpoint(Model):
         ),
         rule(
             "!has(self.resumeFrom)", "resumeFrom: not available in this version; leave it out", ".resumeFrom"
+        ),
+        rule(
+            "self.mountPath.matches('^/[^:]+$')",
+            "mountPath: must be an absolute path such as /mnt/checkpoint, not '/' itself, and without ':'",
+            ".mountPath",
+        ),
+        rule(
+            "!has(self.claimName) || self.claimName.matches('^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$')",
+            "claimName: must be the name of a PersistentVolumeClaim: lower-case letters, digits, '-' and '.'",
+            ".claimName",
         ),
     )
 
@@ -160,13 +184,17 @@ class OnDemand(Model):
     model_config = rules(
         rule(
             "self.policy == 'Never'",
-            "onDemand.policy: only Never is available in this version",
+            "onDemand.policy: only Never is available in this version; leave it out",
             ".policy",
         ),
         rule(
-            "!has(self.afterSeconds)", "onDemand.afterSeconds: not available in this version", ".afterSeconds"
+            "!has(self.afterSeconds)",
+            "onDemand.afterSeconds: not available in this version; leave it out",
+            ".afterSeconds",
         ),
-        rule("!has(self.maxCost)", "onDemand.maxCost: not available in this version", ".maxCost"),
+        rule(
+            "!has(self.maxCost)", "onDemand.maxCost: not available in this version; leave it out", ".maxCost"
+        ),
     )
 
     policy: Literal["Never", "WhenNoSpot", "Deadline"] = "Never"

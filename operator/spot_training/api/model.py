@@ -60,7 +60,9 @@ Time = Annotated[
 ]
 """RFC 3339, UTC."""
 
-Decimal = Annotated[str, Field(pattern=r"^[0-9]{1,9}(\.[0-9]{1,6})?$", max_length=16)]
+DECIMAL = "^[0-9]{1,9}([.][0-9]{1,6})?$"
+
+Decimal = Annotated[str, Field(pattern=DECIMAL, max_length=16)]
 """Money: a decimal string, never a float."""
 
 Label = Annotated[str, Field(max_length=63)]

@@ -20,6 +20,9 @@ LABEL_JOB_UID: Final = "spot.training/job-uid"
 LABEL_ATTEMPT: Final = "spot.training/attempt"
 LABEL_INDEX: Final = "spot.training/index"
 
+# Label of the agent's pods; with it the operator knows the nodes that have a ready agent.
+LABEL_PROVIDER: Final = "spot.training/provider"
+
 # Node labels, ours; clouds have theirs.
 LABEL_POOL: Final = "spot.training/pool"
 LABEL_CAPACITY_TYPE: Final = "spot.training/capacity-type"

@@ -4,16 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, LabelMap, Model, OpenModel, Word, rule, rules
+from spot_training.api.model import DECIMAL, Condition, Decimal, LabelMap, Model, Word, rule, rules
 
 
-class Toleration(OpenModel):
+class Toleration(Model):
     """A toleration, added to the pods that are placed in the pool."""
 
     key: Word | None = None
     operator: Literal["Exists", "Equal", "Lt", "Gt"] | None = None
     value: Word | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
 
 
 class SpotPoolSpec(Model):
@@ -29,6 +30,14 @@ class SpotPoolSpec(Model):
             "!has(self.maxInterruptionsPerHour)",
             "maxInterruptionsPerHour: not available in this version; leave it out",
             ".maxInterruptionsPerHour",
+        ),
+        *(
+            rule(
+                f"!has(self.{field}) || self.{field}.matches('{DECIMAL}')",
+                f"{field}: must be a decimal number in quotes and without a currency, such as '1.20'",
+                f".{field}",
+            )
+            for field in ("pricePerNodeHour", "onDemandPricePerNodeHour")
         ),
     )
 

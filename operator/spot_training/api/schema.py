@@ -137,7 +137,8 @@ def _crd(kind: str, plural: str, short: list[str], scope: str, schema: Schema, c
                 "listKind": f"{kind}List",
                 "plural": plural,
                 "singular": kind.lower(),
-                "shortNames": short,
+                # Not an empty list: the API server keeps none, and each server-side apply would be a conflict.
+                **({"shortNames": short} if short else {}),
                 "categories": ["spot"],
             },
             "versions": [

@@ -8,12 +8,20 @@ end of a deleted pod is often seen only in its last event.
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.placement import gpus_per_pod
-from spot_training.control.read import read_claim, read_job, read_node, read_pod, read_pool
+from spot_training.control.read import (
+    is_ready,
+    read_agent,
+    read_claim,
+    read_job,
+    read_node,
+    read_pod,
+    read_pool,
+)
 from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
 
 Json = Mapping[str, Any]
@@ -74,10 +82,6 @@ class Store(Generic[T]):
         known = self._versions.get(key)
         return str(known[1]) if known else ""
 
-    def absent(self, listed: Iterable[Any]) -> set[Any]:
-        """Keys that are here and not in a fresh list: ghosts, whose deletion no watch has told."""
-        return set(self.items) - set(listed)
-
 
 def _name(raw: Json) -> str:
     return str(raw["metadata"]["name"])
@@ -99,6 +103,7 @@ class Cache:
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._used: dict[tuple[str, str], int] = defaultdict(int)
+        self._agents: dict[str, str] = {}
 
     def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
         """Take in a pod; what was there before and what is there now (None: nothing new)."""
@@ -145,6 +150,21 @@ class Cache:
         """The pods of a job, tombstones included."""
         return tuple(self._by_job.get(job_uid, {}).values())
 
+    def put_agent(self, raw: Json, removed: bool = False) -> str | None:
+        """Note whether an agent's pod is ready; its node's name where that has changed."""
+        node, uid = read_agent(raw), str(raw["metadata"]["uid"])
+        if node is None:
+            return None
+        if not removed and is_ready(raw):
+            changed = self._agents.get(node) is None
+            self._agents[node] = uid
+            return node if changed else None
+        # The agent of before may end after the one of now has become ready.
+        if self._agents.get(node) != uid:
+            return None
+        del self._agents[node]
+        return node
+
     def jobs_on(self, node: str) -> set[Key]:
         """Jobs with a pod on the node."""
         found = {(pod.namespace, pod.job) for pod in self._by_node.get(node, {}).values() if pod.job_uid}
@@ -176,6 +196,7 @@ class Cache:
             claim_user=self._claim_user(job),
             used=self._used,
             reservations=self._reservations(job.uid),
+            agents=self._agents.keys(),
             live=live,
             leases=leases,
             dry_run=dry_run,

@@ -158,6 +158,10 @@ class Operator:
                 self.pools.add_after(job.status.current.pool, POOL_REPORT_SECONDS)
 
     def _take_pod(self, type_: str | None, raw: Mapping[str, Any]) -> None:
+        watched = self.cache.put_agent(raw, removed=type_ == "DELETED")
+        if watched is not None:
+            for key in self.cache.jobs_on(watched):
+                self.jobs.add(key)
         if type_ == "DELETED":
             before, after = None, self.cache.remove_pod(raw)
         else:

@@ -279,7 +279,33 @@ def _summarize(draft: Draft) -> None:
         draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
     if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
         draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
+    _note_agents(draft)
     draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+
+
+def _note_agents(draft: Draft) -> None:
+    """Whether every spot node of the attempt has an agent that would see a notice."""
+    current = draft.status.current
+    if current is None or current.end is not None or current.stop is not None or not current.nodes:
+        return
+    pool = draft.pool
+    if pool is None or pool.spec.capacity_type != "Spot":
+        return
+    bare = sorted({ref.name for ref in current.nodes} - draft.world.agents)
+    known = conditions.is_true(draft.status.conditions, "AgentMissing")
+    if not bare:
+        if known:
+            draft.condition(
+                "AgentMissing", False, "AgentsReady", "every node of the attempt has a ready agent"
+            )
+        return
+    message = (
+        f"no ready agent on {', '.join(bare[:8])}: a reclamation there is seen only when the node is gone; "
+        "look at the agent's DaemonSet (is the provider enabled in the chart, does the node bear a spot label?)"
+    )
+    if not known:
+        draft.tell("AgentMissing", message, type_="Warning")
+    draft.condition("AgentMissing", True, "NoReadyAgent", message)
 
 
 def _trouble(draft: Draft) -> str:

@@ -205,6 +205,19 @@ def _trouble(status: Json) -> str:
     return ""
 
 
+def read_agent(raw: Json) -> str | None:
+    """The node's name where the pod is an agent of ours, whatever its state; None for every other pod."""
+    if names.LABEL_PROVIDER not in (raw["metadata"].get("labels") or {}):
+        return None
+    return (raw.get("spec") or {}).get("nodeName") or None
+
+
+def is_ready(raw: Json) -> bool:
+    """Whether the pod is ready; for an agent: its source answered within the last three polls."""
+    conditions = (raw.get("status") or {}).get("conditions") or ()
+    return any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+
+
 def read_report(message: str | None) -> Report | None:
     """The report in a termination message: one line of JSON. Anything else is no report, never an error."""
     if not message or len(message.encode()) > MAX_REPORT_BYTES:

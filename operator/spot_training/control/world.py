@@ -3,7 +3,7 @@
 Times are seconds since the epoch in the API server's clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -189,7 +189,7 @@ class World:
     """All that a decision about one job depends on.
 
     ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``:
-    last renewal by node name, where asked for; ``dry_run``: ``None`` not asked, ``True`` accepted, or a refusal.
+    last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not asked, ``True`` accepted, or a refusal.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -199,6 +199,7 @@ class World:
     claim_user: str = ""
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
+    agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None
     dry_run: Refusal | bool | None = None

@@ -13,9 +13,6 @@ from spot_training.control.world import Exit, Pod
 
 Class = Literal["Completed", "Stopped", "Disruption", "Failure"]
 
-EXIT_PREEMPTED: Final = 143
-"""128 + SIGTERM: what a program exits with that stopped because it was told to."""
-
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
@@ -110,7 +107,8 @@ def _deleted(case: Case) -> Judgement | None:
 
 def _preempted(case: Case) -> Judgement | None:
     said = case.pod.report is not None and case.pod.report.reason == "Preempted"
-    if case.pod.exit is not None and case.pod.exit.code == EXIT_PREEMPTED and said:
+    # The report counts more than the code: a runtime may crash on its way out, after everything was saved.
+    if case.pod.exit is not None and case.pod.exit.code != 0 and said:
         return Judgement("Disruption", "Preempted", "the program was told to stop, not by this operator")
     return None
 

@@ -1,0 +1,283 @@
+"""The chart and the manifests made from it: right, refusing what is wrong, and with no more rights than needed."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from tests.cluster.objects import Json, apply, kubectl
+from tests.kit import install, jobs, layout, manifests
+from tests.kit.kube import get, tool
+from tests.kit.shell import CommandError, run, wait_until
+
+SAMPLES: Final = install.ROOT / "manifests" / "samples"
+SOCKET: Final = "/run/eci-guest-agent.sock"
+OPERATOR: Final = f"system:serviceaccount:{install.NAMESPACE}:{install.RELEASE}"
+AGENT: Final = f"{OPERATOR}-agent"
+
+
+def helm(*words: str) -> str:
+    return run([tool("helm"), *words])
+
+
+def workloads(*words: str) -> dict[str, Json]:
+    """The pod templates that the chart renders, by their component."""
+    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
+    templates = [
+        each["spec"]["template"]
+        for each in yaml.safe_load_all(text[text.index("---") :])
+        if each and each["kind"] in ("Deployment", "DaemonSet", "StatefulSet", "Job")
+    ]
+    return {each["metadata"]["labels"]["app.kubernetes.io/component"]: each for each in templates}
+
+
+def test_the_chart_has_nothing_to_complain_about() -> None:
+    assert "0 chart(s) failed" in helm("lint", "--strict", str(install.CHART))
+
+
+def test_the_manifest_is_the_chart_with_its_default_values() -> None:
+    text = (install.ROOT / "manifests" / "install.yaml").read_text()
+    assert text == manifests.rendered(), "run `make manifests`"
+
+
+@pytest.mark.parametrize(
+    ("setting", "field", "complaint"),
+    [
+        ("agent.pollSeconds=0", "/agent/pollSeconds", "minimum: got 0, want 0.05"),
+        ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
+        ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
+        ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
+        ("agent.providers.aws.enabled=true", "/agent/providers", "additional properties 'aws' not allowed"),
+        ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
+        ("operator.logLevel=loud", "/operator/logLevel", "value must be one of 'debug', 'info'"),
+        ("image.repository=", "/image/repository", "minLength: got 0, want 1"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy", "value must be one of 'Always'"),
+        ("crds.keep=1", "/crds/keep", "want boolean"),
+        ("replicas=2", "''", "additional properties 'replicas' not allowed"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(setting: str, field: str, complaint: str) -> None:
+    with pytest.raises(CommandError) as caught:
+        workloads("--set", setting)
+    assert field in caught.value.output
+    assert complaint in caught.value.output
+
+
+def test_the_manifest_can_be_applied_as_its_first_line_says() -> None:
+    path = install.ROOT / "manifests" / "install.yaml"
+    assert "kubectl apply --server-side -f" in path.read_text().splitlines()[0]
+    # Helm owns these objects here; what is asked is whether the API server takes them.
+    code, said, complaint = kubectl(
+        "apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", str(path)
+    )
+    assert code == 0, complaint
+    documents = [each for each in yaml.safe_load_all(path.read_text()) if each]
+    assert len(said.splitlines()) == len(documents)
+
+
+def sample_jobs() -> list[Json]:
+    documents = [
+        each for path in sorted(SAMPLES.glob("*.yaml")) for each in yaml.safe_load_all(path.read_text())
+    ]
+    return [each for each in documents if each["kind"] == "SpotTrainingJob"]
+
+
+@pytest.fixture
+def without_pods(namespace: str) -> Iterator[str]:
+    """The namespace while it has room for no pod: what is sampled here is to run on nobody's nodes."""
+    quota = {"name": "no-pods", "namespace": namespace}
+    made = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": quota,
+        "spec": {"hard": {"count/pods": "0"}},
+    }
+    code, _, complaint = apply(made)
+    assert code == 0, complaint
+    wait_until(
+        "the quota in force",
+        lambda: bool(get("resourcequota/no-pods", "-n", namespace)[0].get("status", {}).get("hard")),
+        timeout=30,
+        seen=lambda: kubectl("-n", namespace, "get", "resourcequota", "-o", "yaml")[1],
+    )
+    yield namespace
+    kubectl("-n", namespace, "delete", "stj", "--all", "--wait=true")
+    kubectl("-n", namespace, "delete", "resourcequota", "no-pods")
+
+
+def test_the_samples_are_taken_and_their_pods_would_be(without_pods: str) -> None:
+    for path in sorted(SAMPLES.glob("*.yaml")):
+        where = ["--dry-run=server"] if path.name == "pools.yaml" else ["-n", without_pods]
+        code, _, complaint = kubectl("apply", *where, "-f", str(path))
+        assert (code, complaint) == (0, ""), path.name
+    names = [each["metadata"]["name"] for each in sample_jobs()]
+    assert len(names) >= 3
+
+    def seen() -> str:
+        return kubectl("-n", without_pods, "get", "stj", "-o", "yaml")[1]
+
+    def condition(name: str) -> Json:
+        state = get(f"stj/{name}", "-n", without_pods)[0].get("status") or {}
+        return jobs.condition(state, "TemplateInvalid")
+
+    for name in names:
+        wait_until(f"a verdict on {name}", lambda name=name: bool(condition(name)), timeout=30, seen=seen)
+        # Quotas are asked last: a pod that only a quota refuses is a right one.
+        assert condition(name)["reason"] == "PodsRefused", condition(name)
+        assert "exceeded quota: no-pods" in condition(name)["message"]
+
+
+def test_the_samples_name_pools_that_the_samples_make() -> None:
+    pools = {each["metadata"]["name"] for each in yaml.safe_load_all((SAMPLES / "pools.yaml").read_text())}
+    for each in sample_jobs():
+        assert set(each["spec"].get("pools", [])) <= pools, each["metadata"]["name"]
+
+
+RESTRICTIONS: Final[dict[str, Callable[[Json, Json], bool]]] = {
+    "does not run as root": lambda pod, _: (
+        pod["securityContext"]["runAsNonRoot"] is True and pod["securityContext"]["runAsUser"] > 0
+    ),
+    "cannot write to its own root": lambda _, it: it["securityContext"]["readOnlyRootFilesystem"] is True,
+    "has no capability": lambda _, it: it["securityContext"]["capabilities"] == {"drop": ["ALL"]},
+    "cannot gain rights": lambda _, it: (
+        it["securityContext"]["allowPrivilegeEscalation"] is False
+        and not it["securityContext"].get("privileged")
+    ),
+    "is confined by seccomp": lambda pod, _: (
+        pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    ),
+    "is in no namespace of the host": lambda pod, it: (
+        not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        and not any(port.get("hostPort") for port in it.get("ports", []))
+    ),
+    "has a memory limit": lambda _, it: "memory" in it["resources"]["limits"],
+}
+
+
+@pytest.mark.parametrize("component", ["agent", "operator"])
+@pytest.mark.parametrize("restriction", RESTRICTIONS)
+def test_each_container(component: str, restriction: str) -> None:
+    pod = workloads()[component]["spec"]
+    everything = pod["containers"] + pod.get("initContainers", [])
+    assert everything
+    for container in everything:
+        assert RESTRICTIONS[restriction](pod, container), json.dumps(pod, indent=1)
+
+
+def test_the_agent_sees_of_its_node_one_socket_and_the_operator_nothing() -> None:
+    made = workloads()
+    assert [each["hostPath"] for each in made["agent"]["spec"]["volumes"]] == [
+        {"path": SOCKET, "type": "Socket"}
+    ]
+    assert "volumes" not in made["operator"]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("component", "violation"),
+    [("operator", ""), ("agent", 'volume "guest-agent" uses restricted volume type "hostPath"')],
+)
+def test_the_api_servers_own_strictest_profile(component: str, violation: str, namespace: str) -> None:
+    spec: dict[str, Any] = {**workloads()[component]["spec"], "serviceAccountName": "default"}
+    metadata = {"name": component, "namespace": namespace}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    profile = "pod-security.kubernetes.io/enforce"
+    kubectl("label", "namespace", namespace, f"{profile}=restricted")
+    code, _, complaint = apply(made, "--dry-run=server")
+    kubectl("label", "namespace", namespace, f"{profile}-")
+    if not violation:
+        assert code == 0, complaint
+        return
+    assert code == 1
+    # One volume is all that there is to complain about.
+    assert complaint.strip().endswith(
+        f'violates PodSecurity "restricted:latest": restricted volume types ({violation})'
+    ), complaint
+
+
+NOBODY: Final = [
+    ("get", "secrets"),
+    ("list", "secrets"),
+    ("get", "configmaps"),
+    ("create", "serviceaccounts/token"),
+    ("create", "pods/exec"),
+    ("get", "pods/log"),
+    ("patch", "pods"),
+    ("update", "nodes"),
+    ("delete", "nodes"),
+    ("create", "nodes"),
+    ("delete", "persistentvolumeclaims"),
+    ("delete", "namespaces"),
+    ("delete", "services"),
+    ("patch", "deployments.apps"),
+    ("create", "clusterrolebindings.rbac.authorization.k8s.io"),
+    ("escalate", "clusterroles.rbac.authorization.k8s.io"),
+    ("impersonate", "users"),
+    ("patch", "customresourcedefinitions.apiextensions.k8s.io"),
+    ("update", "spottrainingjobs.spot.training"),
+    ("patch", "spottrainingjobs.spot.training"),
+    ("create", "spottrainingjobs.spot.training"),
+    ("patch", "spotpools.spot.training"),
+    ("update", "leases.coordination.k8s.io"),
+    ("*", "*"),
+]
+RIGHTS: Final = {
+    OPERATOR: [
+        ("yes", "create", "pods"),
+        ("yes", "delete", "pods"),
+        ("yes", "list", "nodes"),
+        ("yes", "patch", "spottrainingjobs.spot.training/status"),
+        ("no", "patch", "nodes"),
+        ("no", "patch", "nodes/status"),
+        ("no", "create", "pods/eviction"),
+        ("no", "get", "leases.coordination.k8s.io"),
+        *(("no", *each) for each in NOBODY),
+    ],
+    AGENT: [
+        ("yes", "patch", "nodes"),
+        ("yes", "delete", "pods"),
+        ("yes", "create", "pods/eviction"),
+        ("no", "create", "pods"),
+        ("no", "get", "pods"),
+        ("no", "list", "nodes"),
+        ("no", "list", "spottrainingjobs.spot.training"),
+        ("no", "patch", "spottrainingjobs.spot.training/status"),
+        ("no", "list", "persistentvolumeclaims"),
+        *(("no", *each) for each in NOBODY),
+    ],
+}
+
+
+@pytest.mark.parametrize("who", RIGHTS, ids=lambda who: who.rsplit(":", 1)[1])
+def test_nobody_may_do_what_he_need_not(who: str) -> None:
+    wrong = []
+    for expected, verb, resource in RIGHTS[who]:
+        resource, _, sub = resource.partition("/")
+        words = [*([f"--subresource={sub}"] if sub else []), verb, resource]
+        _, said, complaint = kubectl("auth", "can-i", "-n", "default", f"--as={who}", *words)
+        if said.strip() != expected:
+            wrong.append(f"{verb} {resource}/{sub}: {said.strip()}, not {expected} {complaint.strip()}")
+    assert not wrong, wrong
+
+
+def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:
+    for namespace, expected in (("kube-node-lease", "yes"), ("kube-system", "no")):
+        words = ["auth", "can-i", "-n", namespace, f"--as={OPERATOR}", "get", "leases.coordination.k8s.io"]
+        assert kubectl(*words)[1].strip() == expected, namespace
+
+
+def test_the_agent_is_on_every_spot_node_and_on_no_other_and_the_operator_on_none() -> None:
+    spot = {worker.name for worker in layout.WORKERS if worker.capacity_type == "spot"}
+
+    def nodes_of(component: str) -> set[str]:
+        selector = f"app.kubernetes.io/instance={install.RELEASE},app.kubernetes.io/component={component}"
+        pods = get("pods", "-n", install.NAMESPACE, "-l", selector)
+        return {pod["spec"].get("nodeName", "") for pod in pods}
+
+    wait_until(
+        "an agent on each spot node, and an operator on none",
+        lambda: nodes_of("agent") == spot and bool(nodes_of("operator")) and not nodes_of("operator") & spot,
+        timeout=60,
+        seen=lambda: kubectl("-n", install.NAMESPACE, "get", "pods", "-o", "wide")[1],
+    )

@@ -1,0 +1,131 @@
+"""The queue: never two at once for a key, once more after a change meanwhile, again after an error."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from spot_training.control import dispatch
+from spot_training.control.dispatch import Dispatcher
+
+
+class Work:
+    """What the dispatcher is given: counts calls, can be held up, fails or asks to be called again."""
+
+    def __init__(self) -> None:
+        self.calls: list[Hashable] = []
+        self.busy: Counter[Hashable] = Counter()
+        self.overlapped = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answers: list[float | Exception | None] = []
+
+    async def __call__(self, key: Hashable) -> float | None:
+        self.calls.append(key)
+        self.busy[key] += 1
+        self.overlapped |= self.busy[key] > 1
+        await asyncio.sleep(0)
+        await self.gate.wait()
+        self.busy[key] -= 1
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(10):
+                while not condition():  # noqa: ASYNC110 - any condition, not an event
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            raise AssertionError(f"did not come; seen last: {self.calls}, busy {self.busy}") from None
+
+
+@asynccontextmanager
+async def running(work: Work, workers: int = 4) -> AsyncIterator[Dispatcher]:
+    made = Dispatcher(work, workers)
+    task = asyncio.create_task(made.run())
+    yield made
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_many_adds_are_one_look() -> None:
+    work = Work()
+    async with running(work) as queue:
+        for _ in range(5):
+            queue.add("a")
+        queue.add("b")
+        assert len(queue) == 2
+        await work.until(lambda: sorted(map(str, work.calls)) == ["a", "b"])
+
+
+async def test_a_key_is_never_worked_on_twice_at_once_and_once_more_after_changes_meanwhile() -> None:
+    work = Work()
+    work.gate.clear()
+    async with running(work) as queue:
+        queue.add("a")
+        await work.until(lambda: work.busy["a"] == 1)
+        for _ in range(5):
+            queue.add("a")
+        queue.add("b")
+        await work.until(lambda: work.busy["b"] == 1)
+        work.gate.set()
+        await work.until(lambda: Counter(work.calls) == {"a": 2, "b": 1} and work.busy.total() == 0)
+        queue.add("end")
+        await work.until(lambda: "end" in work.calls)
+    assert Counter(work.calls) == {"a": 2, "b": 1, "end": 1}
+    assert not work.overlapped
+
+
+async def test_it_is_called_again_when_it_asked_to_be() -> None:
+    work = Work()
+    work.answers = [0.01, 0.0]
+    async with running(work) as queue:
+        queue.add("a")
+        await work.until(lambda: work.calls == ["a"] * 3)
+
+
+async def test_errors_are_tried_again_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    delays: list[float] = []
+    work = Work()
+    work.answers = [ValueError("no"), ValueError("no"), ValueError("no"), None, ValueError("no"), None]
+    async with running(work) as queue:
+        after = queue.add_after
+
+        def quick(key: Hashable, seconds: float) -> None:
+            delays.append(seconds)
+            after(key, 0.0)
+
+        monkeypatch.setattr(queue, "add_after", quick)
+        queue.add("a")
+        await work.until(lambda: len(work.calls) == 4)
+        queue.add("a")
+        await work.until(lambda: len(work.calls) == 6)
+    first = dispatch.FIRST_RETRY_SECONDS
+    assert delays == [first, first * 2, first * 4, first], "and a success begins anew"
+
+
+async def test_in_that_time_at_the_latest() -> None:
+    work = Work()
+    async with running(work) as queue:
+        queue.add_after("a", 3600.0)
+        queue.add_after("a", 0.01)
+        queue.add_after("a", 3600.0)
+        await work.until(lambda: work.calls == ["a"])
+
+
+async def test_a_call_that_asks_for_a_late_look_does_not_undo_a_nearer_one() -> None:
+    work = Work()
+    work.gate.clear()
+    work.answers = [3600.0]
+    async with running(work) as queue:
+        queue.add("a")
+        await work.until(lambda: work.busy["a"] == 1)
+        queue.add_after("a", 0.01)
+        work.gate.set()
+        await work.until(lambda: work.calls == ["a", "a"])
+    assert not work.overlapped

@@ -1,0 +1,365 @@
+"""The operator in a cluster where everything goes wrong in any order: what must always hold, holds.
+
+The real reconciler, caches and writes run against a simulated API server; hypothesis decides what happens next:
+pods start, end and are deleted; nodes are marked, die, are cut off and come back; the watch lags; answers are lost;
+the operator is killed between any two writes.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import cast
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from spot_training.api.status import SpotTrainingJobStatus
+from spot_training.cluster.client import ApiError, Client
+from spot_training.control.cache import Cache
+from spot_training.control.events import Announcer
+from spot_training.control.reconcile import Reconciler
+from tests.unit.control.build import check_progress
+from tests.unit.control.objects import Json, raw_job
+from tests.unit.control.sim import Crash, Sim
+
+NODES = ["a1", "a2", "a3", "a4"]
+KEY = ("ns", "job")
+ASSUME_GONE = 300.0
+
+names = st.sampled_from(NODES)
+picks = st.integers(0, 20)
+
+
+class Machine(RuleBasedStateMachine):
+    """One job in a pool of four nodes."""
+
+    writer = "Other"
+
+    @initialize(replicas=st.sampled_from([1, 2, 2, 3]))
+    def begin(self, replicas: int) -> None:
+        job = raw_job()
+        job["spec"]["replicas"] = replicas
+        job["spec"]["checkpoint"]["writer"] = self.writer
+        job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": 4}}
+        job["spec"]["recovery"] = {"maxFailures": 2}
+        pool = {
+            "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
+            "spec": {"nodeSelector": {"pool": "a"}},
+        }
+        self.loop = asyncio.new_event_loop()
+        self.sim = Sim(job, pool, NODES)
+        self.replicas = replicas
+        self.crashed: set[int] = set()
+        self.trouble: set[int] = set()
+        self.seen = SpotTrainingJobStatus()
+        self.restart()
+        self.things_go_on()
+        assert self.status.phase == "Running", self.status
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "sim"):
+                self.heal()
+        finally:
+            if hasattr(self, "loop"):
+                self.loop.close()
+
+    # The operator
+
+    def restart(self) -> None:
+        """A new operator, that knows what it lists."""
+        sim = self.sim
+        sim.lose, sim.before_write = 0, lambda: None
+        sim.watch.clear()
+        self.cache = Cache()
+        self.cache.jobs.put(sim.job)
+        self.cache.pools.put(sim.pool)
+        claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
+        self.cache.claims.put(
+            claim | {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
+        )
+        for raw in sim.nodes.values():
+            self.cache.nodes.put(raw)
+        for raw in sim.pods.values():
+            self.cache.put_pod(raw)
+        client = cast(Client, sim)
+        self.reconciler = Reconciler(
+            client, self.cache, Announcer(client, "test"), lambda *_: None, clock=lambda: self.sim.now
+        )
+
+    def deliver(self, count: int) -> None:
+        """The watch brings the next events."""
+        for kind, type_, raw in self.sim.watch[:count]:
+            if kind == "pods":
+                self.cache.remove_pod(raw) if type_ == "DELETED" else self.cache.put_pod(raw)
+            elif kind == "nodes" and type_ == "DELETED":
+                self.cache.nodes.drop(raw["metadata"]["name"], raw["metadata"]["uid"])
+            else:
+                (self.cache.jobs if kind == "jobs" else self.cache.nodes).put(raw)
+        del self.sim.watch[:count]
+
+    @rule(count=st.integers(1, 6))
+    def watch(self, count: int) -> None:
+        self.deliver(count)
+
+    @rule()
+    def look(self) -> None:
+        self.reconcile()
+
+    @rule()
+    def watch_and_look(self) -> None:
+        self.deliver(len(self.sim.watch))
+        self.reconcile()
+
+    @rule()
+    def things_go_on(self) -> None:
+        """The way to a running job, which chance alone would seldom find."""
+        self.watch_and_look()
+        self.pods_start()
+        self.watch_and_look()
+
+    @rule(after=st.integers(0, 4))
+    def look_and_be_killed(self, after: int) -> None:
+        left = [after]
+
+        def kill() -> None:
+            if not left[0]:
+                raise Crash
+            left[0] -= 1
+
+        self.sim.before_write = kill
+        with suppress(Crash):
+            self.reconcile()
+        self.restart()
+
+    @rule(answers=st.integers(1, 2))
+    def look_and_lose_answers(self, answers: int) -> None:
+        self.sim.lose = answers
+        with suppress(TimeoutError):
+            self.reconcile()
+        self.sim.lose = 0
+
+    def reconcile(self) -> None:
+        try:
+            self.loop.run_until_complete(self.reconciler.reconcile(KEY))
+        except (ApiError, RuntimeError) as error:
+            raise AssertionError(f"the pass failed: {error!r}") from error
+
+    # The world
+
+    @rule(seconds=st.sampled_from([1, 9, 40, 61, 301]))
+    def time_passes(self, seconds: int) -> None:
+        self.sim.now += seconds
+        self.sim.renew()
+        self.notice_silence()
+
+    def notice_silence(self) -> None:
+        for name, state in self.sim.machine.items():
+            if state != "up" and self.sim.now - self.sim.leases[name] > 40 and self.sim.ready(name) == "True":
+                self.sim.set_ready(name, "Unknown")
+
+    @rule()
+    def pods_start(self) -> None:
+        for pod in list(self.sim.pods.values()):
+            if not pod["spec"].get("nodeName"):
+                self.sim.bind(pod)
+            name = pod["spec"].get("nodeName")
+            ready = name and self.sim.machine[name] == "up" and "deletionTimestamp" not in pod["metadata"]
+            if ready and pod["status"]["phase"] == "Pending":
+                self.sim.start(pod)
+
+    def running(self, pick: int) -> Json | None:
+        """A running pod whose kubelet can say what becomes of it."""
+        found = [
+            pod
+            for pod in self.sim.pods.values()
+            if pod["status"]["phase"] == "Running" and self.sim.machine[pod["spec"]["nodeName"]] == "up"
+        ]
+        return found[pick % len(found)] if found else None
+
+    @rule(pick=picks)
+    def a_program_fails(self, pick: int) -> None:
+        pod = self.running(pick)
+        if pod is not None:
+            self.crashed.add(attempt_of(pod))
+            self.sim.end(pod, 1, "Error")
+
+    def survivor_fails(self, attempt: int) -> None:
+        """A rank of an attempt whose peer is in trouble dies of it."""
+        pod = self.running(0)
+        if pod is not None and attempt_of(pod) == attempt and attempt in self.trouble:
+            self.sim.end(pod, 1, "Error")
+
+    @rule(pick=picks)
+    def a_rank_is_done(self, pick: int) -> None:
+        pod = self.running(pick)
+        if pod is not None:
+            self.sim.end(pod, 0, "Completed", '{"reason":"Completed","step":9}')
+
+    @rule(gone=st.booleans(), code=st.sampled_from([143, 0, 1, 137]))
+    def stopping_pods_stop(self, gone: bool, code: int) -> None:
+        for pod in list(self.sim.pods.values()):
+            name = pod["spec"].get("nodeName")
+            if "deletionTimestamp" in pod["metadata"] and self.sim.machine[name] == "up":
+                if pod["status"]["phase"] == "Running":
+                    self.sim.end(pod, code, "Error" if code else "Completed")
+                if gone:
+                    self.sim.containers.pop(pod["metadata"]["uid"], None)
+                    self.sim.remove(pod)
+
+    @rule(
+        pick=picks,
+        reason=st.sampled_from(["", "EvictionByEvictionAPI", "SpotReclamation"]),
+        survivor=st.booleans(),
+    )
+    def somebody_deletes_a_pod(self, pick: int, reason: str, survivor: bool) -> None:
+        pods = list(self.sim.pods.values())
+        if pods:
+            pod = pods[pick % len(pods)]
+            if pod["status"]["phase"] == "Running":
+                self.trouble.add(attempt_of(pod))
+            if reason:
+                pod["status"]["conditions"] = [
+                    {"type": "DisruptionTarget", "status": "True", "reason": reason}
+                ]
+            self.sim.delete_pod(pod)
+            if survivor:
+                self.survivor_fails(attempt_of(pod))
+
+    @rule(name=names, seconds=st.sampled_from([None, 5, 30, 120]))
+    def a_notice_comes_or_is_withdrawn(self, name: str, seconds: int | None) -> None:
+        if seconds is None:
+            self.sim.unmark(name)
+        else:
+            self.sim.mark(name, self.sim.now + seconds)
+
+    @rule(name=names, what=st.sampled_from(["dies", "is cut off", "is replaced"]), survivor=st.booleans())
+    def a_machine(self, name: str, what: str, survivor: bool) -> None:
+        if what == "is replaced":
+            self.sim.replace(name)
+        elif self.sim.machine[name] == "up" and what == "dies":
+            self.trouble |= {
+                attempt_of(pod) for pod in self.sim.on(name) if pod["status"]["phase"] == "Running"
+            }
+            self.sim.power_off(name)
+            for attempt in self.trouble if survivor else ():
+                self.survivor_fails(attempt)
+        elif self.sim.machine[name] == "up":
+            self.sim.cut(name)
+
+    @rule(name=names, verified=st.booleans())
+    def a_machine_comes_back_or_is_given_up(self, name: str, verified: bool) -> None:
+        if verified and self.sim.machine[name] == "off":
+            self.sim.out_of_service(name)
+        elif self.sim.machine[name] != "up" and self.sim.ready(name) != "True":
+            self.sim.restore(name)
+
+    @rule(suspend=st.booleans())
+    def the_user_suspends(self, suspend: bool) -> None:
+        if bool(self.sim.job["spec"].get("suspend")) != suspend:
+            self.sim.edit_job(suspend=suspend)
+
+    # What must always hold
+
+    @invariant()
+    def counters_and_stops_only_go_forward(self) -> None:
+        if hasattr(self, "sim"):
+            now = self.status
+            check_progress_over(self.seen, now)
+            self.seen = now
+
+    @invariant()
+    def a_disruption_is_no_failure_and_is_counted_once(self) -> None:
+        if hasattr(self, "sim"):
+            now = self.status
+            assert now.failures <= len(self.crashed), (
+                f"failures {now.failures}, the program's: {self.crashed}"
+            )
+            ended = (now.current.attempt if now.current else 0) - bool(now.current and not now.current.end)
+            assert now.failures + now.disruptions <= ended
+
+    @invariant()
+    def attempts_that_cannot_be_fenced_never_run_together(self) -> None:
+        if not hasattr(self, "sim") or self.writer == "Library":
+            return
+        alive = {}
+        for uid, pod_name in self.sim.containers.items():
+            pod = self.sim.pods.get(pod_name)
+            name = pod["spec"]["nodeName"] if pod and pod["metadata"]["uid"] == uid else ""
+            since = self.sim.cut_since.get(name)
+            given_up = not name or (
+                self.sim.machine[name] == "cut" and since is not None and self.sim.now - since > ASSUME_GONE
+            )
+            if not given_up:
+                alive[pod_name] = pod_name.split("-")[1]
+        assert len(set(alive.values())) <= 1, f"attempts run together: {sorted(alive)}"
+
+    @invariant()
+    def what_waits_says_why(self) -> None:
+        if not hasattr(self, "sim") or not self.sim.job["status"]:
+            return
+        status = self.status
+        (condition,) = [each for each in status.conditions if each.type == "Running"]
+        assert (condition.status == "True") is (status.phase == "Running")
+        assert condition.reason
+        assert condition.message, status
+
+    @property
+    def status(self) -> SpotTrainingJobStatus:
+        return SpotTrainingJobStatus.model_validate(self.sim.job["status"])
+
+    def heal(self) -> None:
+        """Everything is mended, and the job goes on to its end."""
+        for name in NODES:
+            self.sim.replace(name)
+        if self.sim.job["spec"].get("suspend"):
+            self.sim.edit_job(suspend=False)
+        self.deliver(len(self.sim.watch))
+        for _ in range(60):
+            self.watch_and_look()
+            if self.status.phase in ("Succeeded", "Failed"):
+                break
+            self.stopping_pods_stop(gone=True, code=143)
+            self.pods_start()
+            if self.status.phase == "Running":
+                for pod in list(self.sim.pods.values()):
+                    if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]:
+                        self.sim.end(pod, 0, "Completed", '{"reason":"Completed"}')
+            self.time_passes(9)
+            self.counters_and_stops_only_go_forward()
+            self.a_disruption_is_no_failure_and_is_counted_once()
+        phase = self.status.phase
+        assert phase == "Succeeded" or (phase == "Failed" and self.status.failures == 3), self.status
+        self.watch_and_look()
+        self.stopping_pods_stop(gone=True, code=143)
+        left = [
+            name for name, pod in self.sim.pods.items() if pod["status"]["phase"] in ("Pending", "Running")
+        ]
+        assert not left, f"left behind: {left}"
+
+
+def attempt_of(pod: Json) -> int:
+    return int(pod["metadata"]["labels"]["spot.training/attempt"])
+
+
+def check_progress_over(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> None:
+    """As `check_progress`, over any number of writes."""
+    if before.current and after.current and before.current.attempt == after.current.attempt:
+        check_progress(before, after)
+    assert after.failures >= before.failures
+    assert after.disruptions >= before.disruptions
+    if before.phase in ("Succeeded", "Failed"):
+        assert after == before, "a finished job was changed"
+
+
+class FencedMachine(Machine):
+    """The same, with a program whose attempts are fenced."""
+
+    writer = "Library"
+
+
+SETTINGS = settings(max_examples=150, stateful_step_count=40)
+TestOther = Machine.TestCase
+TestOther.settings = SETTINGS
+TestLibrary = FencedMachine.TestCase
+TestLibrary.settings = SETTINGS

@@ -1,0 +1,181 @@
+"""One pass against the simulated API server: what stale views and lost answers must not do."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from spot_training.cluster.client import Client
+from spot_training.control.apply import Applier
+from spot_training.control.cache import Cache
+from spot_training.control.events import Announcer
+from spot_training.control.read import read_job
+from spot_training.control.reconcile import Reconciler
+from spot_training.control.world import Refusal
+from tests.unit.control.objects import Json, raw_job
+from tests.unit.control.sim import Sim, refused
+
+KEY = ("ns", "job")
+OPENED = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z"}
+ACCEPTED = {
+    "type": "TemplateInvalid",
+    "status": "False",
+    "reason": "Accepted",
+    "message": "the API server accepts the pods",
+    "lastTransitionTime": "2026-04-08T05:00:00Z",
+    "observedGeneration": 2,
+}
+
+
+class Setting:
+    """A cluster of two nodes and an operator whose cache holds what was there at first."""
+
+    def __init__(self, **status: Any) -> None:
+        pool = {
+            "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
+            "spec": {"nodeSelector": {"pool": "a"}},
+        }
+        self.sim = Sim(raw_job(**status), pool, ["a1", "a2"])
+        self.cache = Cache()
+        self.cache.pools.put(pool)
+        for raw in self.sim.nodes.values():
+            self.cache.nodes.put(raw)
+        claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
+        self.cache.claims.put(claim | {"spec": {"accessModes": ["ReadWriteMany"]}})
+        self.client = cast(Client, self.sim)
+        self.see_job()
+        self.reconciler = Reconciler(
+            self.client, self.cache, Announcer(self.client, "test"), lambda *_: None, lambda: self.sim.now
+        )
+
+    def see_job(self) -> None:
+        self.cache.jobs.put(self.sim.job)
+
+    def answer(self, method: str, instead: Callable[..., Any]) -> None:
+        """Let the server do something else first, or instead."""
+        setattr(self.sim, method, instead)
+
+    @property
+    def attempt(self) -> int:
+        current: Json = self.sim.job["status"].get("current") or {}
+        return int(current.get("attempt", 0))
+
+
+async def test_an_attempt_is_opened_and_its_pods_made_in_one_pass() -> None:
+    setting = Setting()
+    await setting.reconciler.reconcile(KEY)
+    assert setting.attempt == 1
+    assert (sorted(setting.sim.pods), setting.sim.services) == (["job-1-0", "job-1-1"], {"job"})
+    assert await setting.reconciler.reconcile(KEY) is not None
+    assert len(setting.sim.pods) == 2
+
+
+async def test_what_was_planned_from_an_old_version_is_not_written_over_a_new_one() -> None:
+    """The user suspends the job while the pass waits for the dry run."""
+    setting = Setting()
+    create = setting.sim.create
+
+    async def meanwhile(path: str, body: Json, **query: str) -> Json:
+        if query.get("dryRun"):
+            setting.sim.edit_job(suspend=True)
+            setting.see_job()
+        return await create(path, body, **query)
+
+    setting.answer("create", meanwhile)
+    assert await setting.reconciler.reconcile(KEY) == 0.05
+    assert (setting.attempt, setting.sim.pods) == (0, {})
+    await setting.reconciler.reconcile(KEY)
+    assert (setting.sim.job["status"]["phase"], setting.sim.pods) == ("Suspended", {})
+
+
+async def test_a_former_leader_that_has_nothing_to_write_makes_no_pods_either() -> None:
+    setting = Setting()
+    await setting.reconciler.reconcile(KEY)
+    job, one = setting.sim.job, setting.sim.pods["job-1-1"]
+    setting.sim.remove(one)
+    setting.cache.remove_pod(one)
+    job["status"]["phase"] = "Failed"
+    job["metadata"]["resourceVersion"] = str(setting.sim.version + 1)
+    await setting.reconciler.reconcile(KEY)
+    assert sorted(setting.sim.pods) == ["job-1-0"]
+    assert setting.cache.jobs.items[KEY].finished
+
+
+async def test_a_pod_whose_creation_was_not_answered_is_taken_for_what_it_is() -> None:
+    setting = Setting()
+    create = setting.sim.create
+
+    async def lost(path: str, body: Json, **query: str) -> Json:
+        await create(path, body, **query)
+        raise TimeoutError("the answer was lost")
+
+    setting.sim.services.add("job")
+    await create("/api/v1/namespaces/ns/pods", {"metadata": {"name": "x"}}, dryRun="All")
+    setting.answer("create", lambda path, body, **query: (create if query else lost)(path, body, **query))
+    with pytest.raises(TimeoutError):
+        await setting.reconciler.reconcile(KEY)
+    setting.answer("create", create)
+    await setting.reconciler.reconcile(KEY)
+    assert sorted(setting.sim.pods) == ["job-1-0", "job-1-1"]
+    assert sorted(pod.name for pod in setting.cache.pods_of("j-1")) == ["job-1-0", "job-1-1"]
+
+
+async def test_somebody_elses_service_of_that_name_is_waited_for() -> None:
+    setting = Setting()
+    setting.sim.services.add("job")
+    get = setting.sim.get
+
+    async def older(path: str, **query: str) -> Json:
+        if "/services/" in path:
+            return {"metadata": {"name": "job", "ownerReferences": [{"uid": "an older job"}]}}
+        return await get(path, **query)
+
+    setting.answer("get", older)
+    with pytest.raises(RuntimeError, match="the name of service job is taken"):
+        await setting.reconciler.reconcile(KEY)
+    assert setting.sim.pods == {}
+
+
+async def test_a_deleted_job_is_forgotten() -> None:
+    setting = Setting(current=OPENED, conditions=[ACCEPTED])
+
+    async def gone(path: str, *_: Any, **__: str) -> Json:
+        raise refused(404, "NotFound", path)
+
+    setting.answer("patch", gone)
+    setting.answer("get", gone)
+    assert await setting.reconciler.reconcile(KEY) == 0.05
+    assert await setting.reconciler.reconcile(KEY) is None
+    assert (setting.cache.jobs.items, setting.sim.pods) == ({}, {})
+
+
+async def test_a_job_managed_by_another_is_left_alone() -> None:
+    setting = Setting()
+    setting.sim.job["spec"]["managedBy"] = "kueue.x-k8s.io/multikueue"
+    setting.sim.edit_job()
+    setting.see_job()
+    assert await setting.reconciler.reconcile(KEY) is None
+    assert setting.sim.job["status"] == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "temporary"), [(403, True), (422, False), (400, False), (429, None), (500, None)]
+)
+async def test_what_a_refused_dry_run_means(code: int, temporary: bool | None) -> None:
+    setting = Setting()
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    async def create(path: str, body: Json, **query: str) -> Json:
+        asked.append((body["metadata"]["name"], query))
+        raise refused(code, "Word", "in the API server's own words")
+
+    setting.answer("create", create)
+    applier, job = Applier(setting.client, setting.cache), read_job(setting.sim.job)
+    if temporary is None:
+        with pytest.raises(Exception, match="own words"):
+            await applier.dry_run(job, None)
+    else:
+        said = await applier.dry_run(job, None)
+        assert isinstance(said, Refusal)
+        assert (said.temporary, said.message.endswith("in the API server's own words")) == (temporary, True)
+    assert asked == [("job-dry-run", {"dryRun": "All", "fieldValidation": "Strict"})]
