@@ -10,8 +10,6 @@ from spot_training.api.status import (
     CheckpointStatus,
     End,
     EndClass,
-    Interruption,
-    Stop,
     UndecidedExit,
 )
 from spot_training.control.draft import Draft, moment
@@ -23,13 +21,13 @@ from spot_training.control.policies.classify import (
     settle,
     undecided,
 )
-from spot_training.control.policies.fate import Fate, Verdict, judge
-from spot_training.control.world import Ask, Notice, Pod
+from spot_training.control.policies.fate import Fate
+from spot_training.control.stopped import all_stopped, fates_of, ranks
+from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
+from spot_training.control.world import Ask, Pod
 
 LEASE_POLL_SECONDS = 1.0
 MAX_NODES_TOLD = 16
-MACHINE_GONE_AFTER_DEADLINE_SECONDS = 5.0
-"""So long after a reclamation's deadline nothing can be hoped for from the machine."""
 
 
 def observe(draft: Draft) -> None:
@@ -38,7 +36,7 @@ def observe(draft: Draft) -> None:
     _note_progress(draft, pods)
     _note_nodes(draft, pods)
     _note_completed(draft, pods)
-    if set(draft.current.completed) >= set(_ranks(draft, pods)):
+    if set(draft.current.completed) >= set(ranks(draft, pods)):
         _fold_report(draft, pods)
         _end(draft, "Completed", "Completed", "all ranks ended with exit code 0")
         return
@@ -47,14 +45,8 @@ def observe(draft: Draft) -> None:
     _settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
-    if not draft.asks and stop is not None and stop.cls is not None and _all_stopped(draft, pods):
+    if not draft.asks and stop is not None and stop.cls is not None and all_stopped(draft, pods):
         _end(draft, stop.cls, stop.cause, stop.message)
-
-
-def _ranks(draft: Draft, pods: dict[int, Pod]) -> list[int]:
-    """The attempt's ranks. ``spec.replicas`` may have been edited since: what was made counts, too."""
-    made = {ref.index for ref in draft.current.nodes} | set(pods)
-    return sorted(made | set(range(draft.job.spec.replicas)))
 
 
 def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -96,7 +88,7 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
         draft.tell("Running", f"Attempt {current.attempt} runs on {where} (pool {current.pool})")
         nodes = sorted({pod.node for pod in pods.values()})[:MAX_NODES_TOLD]
-        draft.record(current.attempt - 1, resumed_at=draft.stamp(max(starts)), recreated_nodes=nodes)
+        draft.record_return(resumed_at=draft.stamp(max(starts)), recreated_nodes=nodes)
 
 
 def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -123,7 +115,7 @@ def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
     if report.step is not None:
         draft.record(draft.current.attempt, reached_step=report.step)
     if report.resumed_step is not None:
-        draft.record(draft.current.attempt - 1, resumed_step=report.resumed_step)
+        draft.record_return(resumed_step=report.resumed_step)
 
 
 def _note_completed(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -139,125 +131,21 @@ def _note_completed(draft: Draft, pods: dict[int, Pod]) -> None:
 
 def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
     """Decide to stop, or tighten a stop that was decided."""
-    notices = _notices(draft, pods)
+    notices = notices_of(draft, pods)
     if draft.current.stop is not None:
-        _tighten(draft, notices)
+        tighten(draft, notices)
         return
     if notices:
-        _stop_for_notices(draft, notices)
+        stop_for_notices(draft, notices)
     elif draft.job.spec.suspend:
-        _stop(draft, "Suspended", "Suspended", "spec.suspend is true")
+        stop_attempt(draft, "Suspended", "Suspended", "spec.suspend is true")
     elif past_deadline(draft):
-        _stop(
+        stop_attempt(
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
     else:
         _note_ends(draft, pods)
         _note_provision_timeout(draft)
-
-
-def _notices(draft: Draft, pods: dict[int, Pod]) -> list[tuple[str, Notice]]:
-    """The notices on the nodes of the gang's unfinished ranks, earliest first, with the nodes' names."""
-    found: dict[str, Notice] = {}
-    for ref in draft.current.nodes:
-        node = draft.world.nodes.get(ref.name)
-        if ref.index not in draft.current.completed and node and node.uid == ref.uid and node.notice:
-            found[node.name] = node.notice
-    for pod in pods.values():
-        node = draft.node_of(pod)
-        if pod.index not in draft.current.completed and node and node.notice and not pod.removed:
-            found[node.name] = node.notice
-    return sorted(found.items(), key=lambda item: (item[1].deadline or float("inf"), item[0]))
-
-
-def _deadline(draft: Draft, notice: Notice, seen: float) -> float:
-    """When the machine goes: as the notice says, else the pool's usual notice after it was first seen."""
-    if notice.deadline is not None:
-        return notice.deadline
-    return (notice.noticed_at or notice.marked_at or seen) + draft.notice_seconds()
-
-
-def _stop_for_notices(draft: Draft, notices: list[tuple[str, Notice]]) -> None:
-    name, notice = notices[0]
-    deadline = min(_deadline(draft, each, draft.now) for _, each in notices)
-    message = f"node {name} will be taken at {draft.stamp(deadline)} ({notice.source or 'unknown'} notice)"
-    left = max(0, int(deadline - draft.now))
-    draft.tell(
-        "Reclaimed", f"Stopping attempt {draft.current.attempt}: {message}, {left} s left", type_="Warning"
-    )
-    _stop(
-        draft, "Reclaimed", "Disruption", message, deadline, [each.id for _, each in notices if each.id], name
-    )
-
-
-def _tighten(draft: Draft, notices: list[tuple[str, Notice]]) -> None:
-    """Notices that come after the stop: the deadline only tightens, and a nameless disruption gets its name."""
-    stop = draft.current.stop
-    if stop is None or not notices:
-        return
-    deadline = min(_deadline(draft, each, moment(stop.at) or draft.now) for _, each in notices)
-    known = moment(stop.deadline)
-    if known is not None:
-        deadline = min(deadline, known)
-    ids = [*stop.notice_ids, *(each.id for _, each in notices if each.id and each.id not in stop.notice_ids)][
-        :64
-    ]
-    named = stop.cls == "Disruption" and stop.cause != "Reclaimed"
-    made = stop.model_copy(update={"deadline": draft.stamp(deadline), "notice_ids": ids})
-    if named:
-        name, notice = notices[0]
-        message = (
-            f"node {name} will be taken at {draft.stamp(deadline)} ({notice.source or 'unknown'} notice)"
-        )
-        made = made.model_copy(update={"cause": "Reclaimed", "message": message})
-    if made != stop:
-        draft.set_current(stop=made)
-        if named:
-            draft.record(draft.current.attempt, reason="Reclaimed")
-        _record_notice(draft, notices)
-
-
-def _stop(
-    draft: Draft,
-    cause: str,
-    cls: EndClass | None,
-    message: str,
-    deadline: float | None = None,
-    notice_ids: list[str] | None = None,
-    node: str | None = None,
-) -> None:
-    draft.set_current(
-        stop=Stop(
-            cause=cause,
-            cls=cls,
-            message=message,
-            at=draft.stamp(),
-            deadline=draft.stamp(deadline) if deadline is not None else None,
-            notice_ids=(notice_ids or [])[:64],
-        )
-    )
-    if cls in ("Disruption", "Failure", None):
-        current = draft.current
-        draft.record_new(
-            Interruption(
-                attempt=current.attempt, reason=cause, node=node, pool=current.pool, stopped_at=draft.stamp()
-            )
-        )
-        _record_notice(draft, _notices(draft, draft.pods()))
-
-
-def _record_notice(draft: Draft, notices: list[tuple[str, Notice]]) -> None:
-    if not notices:
-        return
-    name, notice = notices[0]
-    draft.record(
-        draft.current.attempt,
-        node=name,
-        notice_id=notice.id or None,
-        noticed_at=draft.stamp(notice.noticed_at) if notice.noticed_at is not None else None,
-        cordoned_at=draft.stamp(notice.marked_at) if notice.marked_at is not None else None,
-        deadline=draft.stamp(notice.deadline) if notice.deadline is not None else None,
-    )
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -266,7 +154,7 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     A disruption anywhere comes before any failure: the ranks that survive it fail for want of their peer.
     """
     current = draft.current
-    fates = _fates(draft, pods)
+    fates = fates_of(draft, pods)
     failed: tuple[int, Pod, Judgement] | None = None
     for index in range(draft.job.spec.replicas):
         if index in current.completed:
@@ -308,7 +196,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
             index=index, exit_code=pod.exit.code, at=draft.stamp(pod.exit.at), reason=judgement.reason
         )
         draft.set_current(undecided=[exit_])
-        _stop(draft, "RankExited", None, message, node=name)
+        stop_attempt(draft, "RankExited", None, message, node=name)
         draft.tell(
             "RankExited",
             f"Stopping attempt {draft.current.attempt}: {message}; waiting for the other nodes' Leases to tell "
@@ -318,7 +206,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
         return
     cls: EndClass = "Failure" if judgement.cls == "Failure" else "Disruption"
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
-    _stop(draft, judgement.reason, cls, message, node=name)
+    stop_attempt(draft, judgement.reason, cls, message, node=name)
 
 
 def _note_provision_timeout(draft: Draft) -> None:
@@ -336,7 +224,7 @@ def _note_provision_timeout(draft: Draft) -> None:
     draft.tell(
         "ProvisionTimeout", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning"
     )
-    _stop(draft, "ProvisionTimeout", "NotStarted", message)
+    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message)
 
 
 def _settle_undecided(draft: Draft) -> None:
@@ -348,7 +236,7 @@ def _settle_undecided(draft: Draft) -> None:
     exit_ = current.undecided[0]
     # Kubelet's times are whole seconds, and zero where it lost the time: what matters is when it was seen.
     exit_at = max(moment(exit_.at) or 0.0, moment(stop.at) or 0.0)
-    fates = _fates(draft, draft.pods())
+    fates = fates_of(draft, draft.pods())
     for pod in draft.pods().values():
         why = classify(Case(pod, False))
         # That it is being deleted says nothing: the stop has done that.
@@ -390,82 +278,6 @@ def _peers(draft: Draft, index: int) -> list[str]:
     """Names of the other nodes of the gang, without the one of that rank."""
     own = {ref.name for ref in draft.current.nodes if ref.index == index}
     return sorted({ref.name for ref in draft.current.nodes} - own)
-
-
-def _fates(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
-    """What has become of the machine under each rank, where one is known."""
-    refs = {ref.index: ref for ref in draft.current.nodes}
-    for index, pod in pods.items():
-        node = draft.node_of(pod)
-        if index not in refs and node is not None:
-            refs[index] = AttemptNode(index=index, name=node.name, uid=node.uid)
-    recovery = draft.job.spec.recovery
-    return {index: judge(ref, draft.world, draft.pool, recovery, draft.now) for index, ref in refs.items()}
-
-
-def _all_stopped(draft: Draft, pods: dict[int, Pod]) -> bool:
-    """Whether no container of the attempt can write any more, or none that does will ever be read.
-
-    Sets the reason for waiting, and when to look again, where it is not so.
-    """
-    fates = _fates(draft, pods)
-    for index in _ranks(draft, pods):
-        if index in draft.current.completed:
-            continue
-        if index not in pods and not draft.world.live:
-            # The answer to its creation may have been lost: it may be there, and not in the cache yet.
-            draft.asks.add(Ask.LIVE_PODS)
-            return False
-        why = _still_runs(draft, pods.get(index), fates.get(index))
-        if why:
-            draft.why = ("Stopping", f"rank {index}: {why}")
-            return False
-    return True
-
-
-def _still_runs(draft: Draft, pod: Pod | None, fate: Verdict | None) -> str:
-    """Why the rank's containers may still run, or an empty string."""
-    present = pod is not None and not pod.removed
-    if pod is not None and pod.ended:
-        return ""
-    if fate is None:
-        return "its pod is not bound and not deleted yet" if present else ""
-    if fate.fate is Fate.GONE or (fate.fate is Fate.ALIVE and not present):
-        return ""
-    fenced = draft.job.spec.checkpoint.writer == "Library"
-    deadline = moment(draft.current.stop.deadline) if draft.current.stop else None
-    if fenced and (fate.fate is Fate.LOST or _taken(draft, pod, fate, deadline)):
-        return ""
-    if fate.fate is Fate.ALIVE:
-        return "its containers are still terminating"
-    if fenced or fate.fate is Fate.SILENT:
-        draft.wake(fate.changes_at)
-    since = (
-        fate.since
-        if fate.since is not None
-        else moment(draft.current.stop.at if draft.current.stop else None)
-    )
-    if not fenced and since is not None:
-        assumed = since + draft.job.spec.recovery.assume_gone_after_seconds
-        if draft.now >= assumed:
-            return ""
-        draft.wake(assumed)
-        return (
-            f"{fate.why}; the program's attempts cannot be kept apart (checkpoint.writer: Other), so recovery waits "
-            f"until {draft.stamp(assumed)} or until the machine is known to be gone (taint "
-            "node.kubernetes.io/out-of-service)"
-        )
-    return fate.why
-
-
-def _taken(draft: Draft, pod: Pod | None, fate: Verdict, deadline: float | None) -> bool:
-    """Whether a reclaimed machine is past its time: silent at its deadline, or a little after it anyhow."""
-    node = draft.node_of(pod) if pod else None
-    if deadline is None or node is None or node.notice is None:
-        return False
-    patience = 0.0 if fate.fate is Fate.SILENT else MACHINE_GONE_AFTER_DEADLINE_SECONDS
-    draft.wake(deadline + patience)
-    return draft.now >= deadline + patience
 
 
 def _end(draft: Draft, cls: EndClass, reason: str, message: str) -> None:

@@ -103,6 +103,7 @@ class Cache:
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._used: dict[tuple[str, str], int] = defaultdict(int)
+        self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
 
     def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
@@ -186,6 +187,7 @@ class Cache:
         live: bool = False,
         leases: Mapping[str, float] | None = None,
         dry_run: Refusal | bool | None = None,
+        obstacle: str = "",
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -200,6 +202,7 @@ class Cache:
             live=live,
             leases=leases,
             dry_run=dry_run,
+            obstacle=obstacle,
         )
 
     def world_of_pools(self) -> World:
@@ -220,6 +223,10 @@ class Cache:
             first = job.status.current is None or (other.created, other.uid) < (job.created, job.uid)
             if other.open_attempt or first:
                 return other.name
+        # A job that was deleted may still have pods that write.
+        for pod in self._by_claim.get((job.namespace, job.claim), {}).values():
+            if pod.job_uid != job.uid:
+                return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
 
     def _reservations(self, but: str) -> tuple[Reservation, ...]:
@@ -248,6 +255,8 @@ class Cache:
     def _link(self, pod: Pod) -> None:
         if pod.job_uid:
             self._by_job[pod.job_uid][pod.uid] = pod
+        if pod.claim and not pod.ended:
+            self._by_claim[pod.namespace, pod.claim][pod.uid] = pod
         if pod.node and not pod.ended:
             self._by_node[pod.node][pod.uid] = pod
             for resource, amount in pod.gpus.items():
@@ -261,6 +270,11 @@ class Cache:
                 mine[pod.uid] = _tombstone(pod)
             elif not mine:
                 del self._by_job[pod.job_uid]
+        if pod.claim and not pod.ended:
+            users = self._by_claim[pod.namespace, pod.claim]
+            users.pop(pod.uid, None)
+            if not users:
+                del self._by_claim[pod.namespace, pod.claim]
         if pod.node and not pod.ended:
             self._by_node[pod.node].pop(pod.uid, None)
             if not self._by_node[pod.node]:

@@ -116,6 +116,11 @@ class Draft:
         ]
         self.set(timeline=timeline)
 
+    def record_return(self, **fields: Any) -> None:
+        """Put into the newest interruption how the job came back; attempts that never started leave no entry."""
+        if self.status.timeline and self.status.timeline[-1].attempt < self.current.attempt:
+            self.record(self.status.timeline[-1].attempt, **fields)
+
     def record_new(self, entry: Interruption) -> None:
         """Begin a timeline entry, or replace the attempt's."""
         others = [each for each in self.status.timeline if each.attempt != entry.attempt]

@@ -146,12 +146,13 @@ class Operator:
             self.jobs.add(key)
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
-        """A job opened or ended an attempt: capacity and claims may be free for others."""
-        was_open, is_open = (
-            before is not None and before.open_attempt,
-            after is not None and after.open_attempt,
-        )
-        if was_open and not is_open:
+        """A job opened or ended an attempt: capacity and claims may be free for others.
+
+        Between two attempts a job holds its claim, so its own end counts, too.
+        """
+        ended_attempt = before is not None and before.open_attempt and not (after and after.open_attempt)
+        ended_job = before is not None and not before.finished and (after is None or after.finished)
+        if ended_attempt or ended_job:
             self._wake_waiting()
         for job in (before, after):
             if job is not None and job.status.current is not None:
@@ -170,9 +171,9 @@ class Operator:
             return
         if after.job_uid:
             self.jobs.add((after.namespace, after.job))
+        if (after.gpus or after.claim) and (after.ended or after.removed):
+            self._wake_waiting()
         if after.gpus and (after.node or before is not None):
-            if after.ended or after.removed:
-                self._wake_waiting()
             node = self.cache.nodes.items.get(after.node)
             if node is not None:
                 self._report_pools(node)

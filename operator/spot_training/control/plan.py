@@ -133,8 +133,9 @@ def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
     )
     draft.condition("Completed" if succeeded else "Failed", True, reason, message)
     draft.condition("Running", False, reason, message)
-    if conditions.is_true(draft.status.conditions, "Recovering"):
-        draft.condition("Recovering", False, reason, message)
+    for passing in ("Recovering", "Suspended", "AgentMissing"):
+        if conditions.is_true(draft.status.conditions, passing):
+            draft.condition(passing, False, reason, message)
     draft.tell(reason, message, type_="Normal" if succeeded else "Warning")
     _wake_for_ttl(draft)
 
@@ -164,13 +165,25 @@ def _next(draft: Draft) -> None:
             return
     blocked = _claim_trouble(draft)
     if blocked is not None:
-        draft.why = blocked
-        draft.condition("ClaimReady", False, *blocked)
+        reason, message = blocked
+        if not _is_false(draft, "ClaimReady", reason):
+            draft.tell(reason, message, type_="Warning")
+        draft.condition("ClaimReady", False, reason, message)
+        draft.why = (reason, f"{message}; {_NEXT_CLAIM_TRY.get(reason, 'next try when the claim changes')}")
         return
     if conditions.find(draft.status.conditions, "ClaimReady"):
         draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
     if _accepted(draft):
         _place(draft)
+
+
+_NEXT_CLAIM_TRY = {"ClaimInUse": "next try when that job has ended or is deleted"}
+
+
+def _is_false(draft: Draft, type_: str, reason: str) -> bool:
+    """Whether the condition says so already: what has been told need not be told again."""
+    known = conditions.find(draft.status.conditions, type_)
+    return known is not None and (known.status, known.reason) == ("False", reason)
 
 
 def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
@@ -187,6 +200,11 @@ def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
         return "ClaimNotFound", f"create PersistentVolumeClaim {name} in namespace {job.namespace}"
     if claim is not None and claim.deleting:
         return "ClaimDeleting", f"claim {name} is being deleted; use another claim, or wait until it is gone"
+    if template is not None and claim is not None and claim.owner_uids and job.uid not in claim.owner_uids:
+        return (
+            "ClaimDeleting",
+            f"claim {name} belongs to an older job of this name and goes with it; wait until it is gone",
+        )
     if claim is not None and claim.phase == "Lost":
         return "ClaimLost", f"claim {name} has lost its volume; restore it or use another claim"
     modes = claim.modes if claim is not None else template.access_modes if template is not None else ()
@@ -234,9 +252,9 @@ def _place(draft: Draft) -> None:
     last = frozenset(each.pool for each in demoted)
     choice = choose(Request(job.spec.replicas, job.spec.template.spec, job.spec.pools, last), draft.world)
     if choice.pool is None:
-        draft.why = (choice.reason, f"waiting for capacity; {choice.message}")
-        waiting = conditions.find(status.conditions, "CapacityAvailable")
-        if waiting is None or waiting.status == "True":
+        next_try = "next try when a pool, a node or a pod changes"
+        draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
+        if not _is_false(draft, "CapacityAvailable", choice.reason):
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
         draft.condition("CapacityAvailable", False, choice.reason, choice.message)
         return
@@ -248,7 +266,7 @@ def _place(draft: Draft) -> None:
         next_try_at=None,
         demoted_pools=demoted,
     )
-    draft.record(number - 1, recreated_at=draft.stamp(), recreated_pool=choice.pool)
+    draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
 
 
@@ -309,7 +327,9 @@ def _note_agents(draft: Draft) -> None:
 
 
 def _trouble(draft: Draft) -> str:
-    """Why a pod of the attempt does not start, in the words of scheduler or kubelet."""
+    """Why a pod of the attempt does not start, in the words of API server, scheduler or kubelet."""
+    if draft.world.obstacle:
+        return f"; {draft.world.obstacle}"
     for index, pod in sorted(draft.pods().items()):
         if pod.trouble and not pod.removed:
             return f"; rank {index}: {pod.trouble}"

@@ -9,6 +9,7 @@ from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
+from spot_training.control.pods import VOLUME
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
 
@@ -133,6 +134,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         job=str(owner["name"]),
         job_uid=owner["uid"],
         owner_uid=owner["uid"],
+        claim=_claim(spec),
         attempt=_number(labels.get(names.LABEL_ATTEMPT)),
         index=_number(labels.get(names.LABEL_INDEX)),
         deleting=deleted_at is not None,
@@ -147,6 +149,14 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         disruption=_disruption(status),
         trouble=_trouble(status),
     )
+
+
+def _claim(spec: Json) -> str:
+    """The claim that holds the checkpoints, by the name that the operator gives its volume."""
+    for volume in spec.get("volumes") or ():
+        if volume.get("name") == VOLUME:
+            return str((volume.get("persistentVolumeClaim") or {}).get("claimName") or "")
+    return ""
 
 
 def _exit(ended: Json) -> Exit:

@@ -52,6 +52,7 @@ class Reconciler:
         self._clock = clock
         self._applier = Applier(client, cache)
         self._placing = asyncio.Lock()
+        self._obstacles: dict[Hashable, str] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -61,6 +62,7 @@ class Reconciler:
         """Bring the job nearer to its end; returns in how many seconds to look again, if at all."""
         job = self._cache.jobs.items.get(key)
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
+            self._obstacles.pop(key, None)
             return None
         known = job
         try:
@@ -73,7 +75,13 @@ class Reconciler:
         todo = actions(job, self._cache.world(job), self.now())
         if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
             return 0.05
-        await self._applier.perform(job, todo)
+        try:
+            await self._applier.perform(job, todo)
+        except Exception as error:
+            # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
+            self._obstacles[job.key] = f"not all could be created: {error}"
+            raise
+        self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
         if made.wake_at is None:
             return None
@@ -91,7 +99,13 @@ class Reconciler:
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         for _ in range(MAX_QUESTIONS):
-            world = self._cache.world(job, live=facts.live, leases=facts.leases, dry_run=facts.dry_run)
+            world = self._cache.world(
+                job,
+                live=facts.live,
+                leases=facts.leases,
+                dry_run=facts.dry_run,
+                obstacle=self._obstacles.get(job.key, ""),
+            )
             made = plan(job, world, self.now())
             if not made.asks:
                 return made

@@ -81,6 +81,7 @@ class Pod:
     created: float = 0.0
     gpus: Mapping[str, int] = field(default_factory=dict)
     job: str = ""
+    claim: str = ""
     job_uid: str = ""
     owner_uid: str = ""
     attempt: int = 0
@@ -188,8 +189,9 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``:
-    last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not asked, ``True`` accepted, or a refusal.
+    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
+    renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
+    asked, ``True`` accepted, or a refusal; ``obstacle``: why the last try to create what is needed failed.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -203,3 +205,4 @@ class World:
     live: bool = False
     leases: Mapping[str, float] | None = None
     dry_run: Refusal | bool | None = None
+    obstacle: str = ""

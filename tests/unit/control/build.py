@@ -89,6 +89,8 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.agents = {"a1", "a2", "b1", "b2"}
+        self.obstacle = ""
         self.used: dict[tuple[str, str], int] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
@@ -105,6 +107,8 @@ class Scene:
             claim_user=self.claim_user,
             used=self.used,
             reservations=self.reservations,
+            agents=self.agents,
+            obstacle=self.obstacle,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.dry_run if Ask.DRY_RUN in asked else None,

@@ -228,3 +228,41 @@ def test_gpus_are_neither_leaked_nor_negative(events: list[tuple[str, str, int]]
     assert {each.uid for each in made.pods_of("j-1") if not each.removed} == {
         raw["metadata"]["uid"] for raw in live.values()
     }
+
+
+def agent(version: int, uid: str, ready: bool) -> Json:
+    made = raw_pod("agent-0", uid, version)
+    made["metadata"]["labels"] = {"spot.training/provider": "eci"}
+    made["metadata"]["ownerReferences"] = []
+    made["status"]["conditions"] = [{"type": "Ready", "status": "True" if ready else "False"}]
+    return made
+
+
+def test_agents_are_known_by_node_while_they_are_ready() -> None:
+    made = cache()
+    job = made.jobs.items["ns", "job"]
+    assert made.put_agent(pod(5)) is None
+    assert made.put_agent(agent(10, "old", True)) == "a1"
+    assert made.put_agent(agent(11, "old", True)) is None
+    assert set(made.world(job).agents) == {"a1"}
+    # A new one is ready before the old one is gone: nothing changes for the node.
+    assert made.put_agent(agent(12, "new", True)) is None
+    assert made.put_agent(agent(13, "old", False), removed=True) is None
+    assert set(made.world(job).agents) == {"a1"}
+    assert made.put_agent(agent(14, "new", False)) == "a1"
+    assert set(made.world(job).agents) == set()
+
+
+def test_a_deleted_jobs_pods_hold_its_claim_until_they_have_stopped() -> None:
+    def with_claim(raw: Json) -> Json:
+        claim = {"claimName": "claim"}
+        raw["spec"]["volumes"] = [{"name": "spot-checkpoint", "persistentVolumeClaim": claim}]
+        raw["metadata"]["ownerReferences"][0] |= {"name": "older", "uid": "j-0"}
+        return raw
+
+    made = cache(with_claim(pod(10)))
+    job = made.jobs.items["ns", "job"]
+    assert job.claim == "claim"
+    assert made.world(job).claim_user.startswith("older (its pod job-1-0")
+    made.put_pod(with_claim(ended_pod(1)))
+    assert made.world(job).claim_user == ""

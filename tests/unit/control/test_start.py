@@ -339,6 +339,37 @@ def test_a_gang_that_does_not_become_whole_tries_the_next_pool() -> None:
     assert (scene.current.attempt, scene.current.pool) == (3, "a"), "all are demoted: the user's order again"
 
 
+def test_what_the_api_server_does_not_let_be_created_is_said() -> None:
+    scene = Scene().run()
+    scene.obstacle = "not all could be created: 403 Forbidden: exceeded quota"
+    scene.step()
+    assert scene.why() == ("False", "Starting")
+    assert "exceeded quota" in scene.condition().message
+    scene.obstacle = ""
+    scene.step()
+    assert "quota" not in scene.condition().message
+
+
+def test_a_claim_of_an_older_job_of_the_same_name_is_waited_for() -> None:
+    scene = _templated(1, "ReadWriteMany")
+    scene.claim = Claim("job-checkpoint", "c", owner_uids=("older-job",))
+    assert scene.step() == []
+    assert scene.why() == ("False", "ClaimDeleting")
+    scene.claim = None
+    assert scene.step() == [CreateClaim(), CreatePod(0)]
+
+
+def test_a_spot_node_without_a_ready_agent_is_a_condition() -> None:
+    scene = Scene()
+    scene.agents = set()
+    scene.started()
+    assert scene.why("AgentMissing") == ("True", "NoReadyAgent")
+    assert "a1" in scene.condition("AgentMissing").message
+    scene.agents = {"a1"}
+    scene.step()
+    assert scene.why("AgentMissing") == ("False", "AgentsReady")
+
+
 def test_a_demotion_passes() -> None:
     scene = Scene(spec(provisionTimeoutSeconds=10)).run().run(10).remove().run()
     assert scene.current.pool == "b"

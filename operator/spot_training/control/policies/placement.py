@@ -39,7 +39,7 @@ class Choice:
     @property
     def message(self) -> str:
         """Every pool with its reason, for people."""
-        return "; ".join(f"{name}: {why}" for name, why in self.refused.items())
+        return "; ".join(f"{name}: {why}" if name else why for name, why in self.refused.items())
 
 
 def choose(request: Request, world: World) -> Choice:
@@ -84,7 +84,10 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
         return "no node matches its nodeSelector"
     usable = [node for node in members if usable_for(request.pod, node, pool)]
     if not usable:
-        return f"none of its {len(members)} nodes is ready and free of notices"
+        return (
+            f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
+            "template's nodeSelector and tolerations allow"
+        )
     free = free_gpus(usable, pool, world)
     if need == 0:
         return None

@@ -1,0 +1,95 @@
+"""Whether an attempt that was told to stop has stopped. Pure.
+
+All containers terminated is enough; the pod objects need not be gone. A machine that is merely lost may still write:
+then it depends on whether the library's fences keep attempts apart.
+"""
+
+from spot_training.api.status import AttemptNode
+from spot_training.control.draft import Draft, moment
+from spot_training.control.policies.fate import Fate, Verdict, judge
+from spot_training.control.world import Ask, Pod
+
+MACHINE_GONE_AFTER_DEADLINE_SECONDS = 5.0
+"""So long after a reclamation's deadline nothing can be hoped for from the machine."""
+
+
+def ranks(draft: Draft, pods: dict[int, Pod]) -> list[int]:
+    """The attempt's ranks. ``spec.replicas`` may have been edited since: what was made counts, too."""
+    made = {ref.index for ref in draft.current.nodes} | set(pods)
+    return sorted(made | set(range(draft.job.spec.replicas)))
+
+
+def fates_of(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
+    """What has become of the machine under each rank, where one is known."""
+    refs = {ref.index: ref for ref in draft.current.nodes}
+    for index, pod in pods.items():
+        node = draft.node_of(pod)
+        if index not in refs and node is not None:
+            refs[index] = AttemptNode(index=index, name=node.name, uid=node.uid)
+    recovery = draft.job.spec.recovery
+    return {index: judge(ref, draft.world, draft.pool, recovery, draft.now) for index, ref in refs.items()}
+
+
+def all_stopped(draft: Draft, pods: dict[int, Pod]) -> bool:
+    """Whether no container of the attempt can write any more, or none that does will ever be read.
+
+    Sets the reason for waiting, and when to look again, where it is not so.
+    """
+    fates = fates_of(draft, pods)
+    for index in ranks(draft, pods):
+        if index in draft.current.completed:
+            continue
+        if index not in pods and not draft.world.live:
+            # The answer to its creation may have been lost: it may be there, and not in the cache yet.
+            draft.asks.add(Ask.LIVE_PODS)
+            return False
+        why = _still_runs(draft, pods.get(index), fates.get(index))
+        if why:
+            draft.why = ("Stopping", f"rank {index}: {why}")
+            return False
+    return True
+
+
+def _still_runs(draft: Draft, pod: Pod | None, fate: Verdict | None) -> str:
+    """Why the rank's containers may still run, or an empty string."""
+    present = pod is not None and not pod.removed
+    if pod is not None and pod.ended:
+        return ""
+    if fate is None:
+        return "its pod is not bound and not deleted yet" if present else ""
+    if fate.fate is Fate.GONE or (fate.fate is Fate.ALIVE and not present):
+        return ""
+    fenced = draft.job.spec.checkpoint.writer == "Library"
+    deadline = moment(draft.current.stop.deadline) if draft.current.stop else None
+    if fenced and (fate.fate is Fate.LOST or _taken(draft, pod, fate, deadline)):
+        return ""
+    if fate.fate is Fate.ALIVE:
+        return "its containers are still terminating"
+    if fenced or fate.fate is Fate.SILENT:
+        draft.wake(fate.changes_at)
+    since = (
+        fate.since
+        if fate.since is not None
+        else moment(draft.current.stop.at if draft.current.stop else None)
+    )
+    if not fenced and since is not None:
+        assumed = since + draft.job.spec.recovery.assume_gone_after_seconds
+        if draft.now >= assumed:
+            return ""
+        draft.wake(assumed)
+        return (
+            f"{fate.why}; the program's attempts cannot be kept apart (checkpoint.writer: Other), so recovery waits "
+            f"until {draft.stamp(assumed)} or until the machine is known to be gone (taint "
+            "node.kubernetes.io/out-of-service)"
+        )
+    return fate.why
+
+
+def _taken(draft: Draft, pod: Pod | None, fate: Verdict, deadline: float | None) -> bool:
+    """Whether a reclaimed machine is past its time: silent at its deadline, or a little after it anyhow."""
+    node = draft.node_of(pod) if pod else None
+    if deadline is None or node is None or node.notice is None:
+        return False
+    patience = 0.0 if fate.fate is Fate.SILENT else MACHINE_GONE_AFTER_DEADLINE_SECONDS
+    draft.wake(deadline + patience)
+    return draft.now >= deadline + patience
