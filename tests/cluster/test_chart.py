@@ -118,15 +118,15 @@ def test_the_samples_are_taken_and_their_pods_would_be(without_pods: str) -> Non
     def seen() -> str:
         return kubectl("-n", without_pods, "get", "stj", "-o", "yaml")[1]
 
-    def condition(name: str) -> Json:
-        state = get(f"stj/{name}", "-n", without_pods)[0].get("status") or {}
-        return jobs.condition(state, "TemplateInvalid")
+    def verdicts() -> list[Json]:
+        states = [get(f"stj/{name}", "-n", without_pods)[0].get("status") or {} for name in names]
+        return [jobs.condition(state, "TemplateInvalid") for state in states]
 
-    for name in names:
-        wait_until(f"a verdict on {name}", lambda name=name: bool(condition(name)), timeout=30, seen=seen)
+    wait_until("a verdict on each sample", lambda: all(verdicts()), timeout=30, seen=seen)
+    for verdict in verdicts():
         # Quotas are asked last: a pod that only a quota refuses is a right one.
-        assert condition(name)["reason"] == "PodsRefused", condition(name)
-        assert "exceeded quota: no-pods" in condition(name)["message"]
+        assert verdict["reason"] == "PodsRefused", verdict
+        assert "exceeded quota: no-pods" in verdict["message"]
 
 
 def test_the_samples_name_pools_that_the_samples_make() -> None:
