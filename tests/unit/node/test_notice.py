@@ -49,14 +49,15 @@ def after(*answers: Answer, active: tuple[Active, ...] = ()) -> tuple[Active, ..
     ],
 )
 def test_a_deadline_is_what_the_source_can_mean(says: float | None, deadline: float) -> None:
-    assert settle(says, NOW, LIMITS) == deadline
+    assert settle(notice(says), NOW, LIMITS) == deadline
 
 
 @given(says=st.none() | st.floats(-1e12, 1e12), seen=st.floats(0, 4e9))
 def test_settling_twice_changes_nothing(says: float | None, seen: float) -> None:
-    once = settle(says, seen, LIMITS)
+    once = settle(notice(says), seen, LIMITS)
+    assert once is not None
     assert seen - LIMITS.horizon <= once <= seen + LIMITS.horizon
-    assert settle(once, seen, LIMITS) == once
+    assert settle(notice(once), seen, LIMITS) == once
 
 
 SOON, LATER = notice(NOW + 60), notice(NOW + 120)
