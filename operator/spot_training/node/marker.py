@@ -14,13 +14,16 @@ from spot_training.node.drain import backoff
 from spot_training.node.logs import fields
 from spot_training.node.marks import Marks
 from spot_training.node.metrics import Metrics
-from spot_training.node.notice import Active, Limits, Notice
+from spot_training.node.notice import MAINTENANCE, REBALANCE, Active, Limits, Notice
 from spot_training.node.situation import Settings, Situation, wait
 
 log = logging.getLogger(__name__)
 
 RECHECK_SECONDS: Final = 5.0
 """While a notice stands: others write whole Node objects and lose taints in doing so."""
+
+WARNED_RECHECK_SECONDS: Final = 60.0
+"""The same for a notice that only warns, which may stand for weeks on many nodes."""
 
 QUICK_CONFLICTS: Final = 5
 """So many conflicts in a row are answered at once with a fresh look; it is the cordon itself that causes them."""
@@ -50,7 +53,7 @@ class Marker:
             pause: float | None
             try:
                 await self._pass()
-                failures, pause = 0, RECHECK_SECONDS if goal or warning else None
+                failures, pause = 0, RECHECK_SECONDS if goal else WARNED_RECHECK_SECONDS if warning else None
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 failures += 1
                 quick = QUICK_CONFLICTS if isinstance(error, ApiError) and error.code == 409 else 0
@@ -127,9 +130,10 @@ class Marker:
         if before is not None and (before.notice_id, before.warns) == (name, after.warns):
             return
         when = f" at {due}" if due else ""
-        reason, note = "SpotReclaim", f"this node is taken away{when}"
-        if after.warns:
-            reason, note = "SpotWarning", f"the cloud announces a {after.kind} of this node{when}"
+        note = f"this node is taken away{when}"
+        if after.kind in (REBALANCE, MAINTENANCE):
+            note = f"the cloud announces a {after.kind} of this node{when}"
+        reason = "SpotWarning" if after.warns else "SpotReclaim"
         self._announcer.tell(reason, note, notice=name, now=situation.now(), warning=True)
 
 
