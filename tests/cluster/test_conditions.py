@@ -240,10 +240,7 @@ STORIES: Final = [
         "claim-not-shareable",
         lambda p: [p.claim("claim-not-shareable", "ReadWriteOnce"), p.job("claim-not-shareable", replicas=2)],
         "ClaimNotShareable",
-        (
-            "is ReadWriteOnce, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1",
-            CLAIM_NEXT,
-        ),
+        ("is ReadWriteOnce, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1", CLAIM_NEXT),
         _shrink,
     ),
     Story(
@@ -277,7 +274,11 @@ STORIES: Final = [
             p.claim("mounted-twice"),
             changed(
                 _with(p.job("mounted-twice"), volumes=[{"name": "own", "emptyDir": {}}]),
-                {f"{TEMPLATE}.containers.0.volumeMounts": [{"name": "own", "mountPath": "/mnt/checkpoint"}]},
+                {
+                    f"{TEMPLATE}.containers.0.volumeMounts": [
+                        {"name": "own", "mountPath": "/mnt/checkpoint"}
+                    ]
+                },
             ),
         ],
         "TemplateInvalid",

@@ -2,117 +2,29 @@
 
 import asyncio
 import logging
-import math
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from spot_training.api.times import parse_time
-from spot_training.cluster.client import Client
 from spot_training.node import agent as agent_module
-from spot_training.node.agent import Agent
-from spot_training.node.metrics import Metrics
-from spot_training.node.notice import Answer, Limits, Nothing, Notice, Notices, Unknown
-from spot_training.node.policy import NEAR_SECONDS, Policy, Response
-from spot_training.node.situation import Settings
-from tests.unit.node.api import Api, broken, running
+from spot_training.node.notice import Answer, Nothing, Notices, Unknown
+from tests.unit.node.api import Api, broken
 from tests.unit.node.waiting import until
-
-NODE = "spot-1"
-MARGIN = 5
-TAINT = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
-POOL = {"key": "spot.training/capacity-type", "value": "spot", "effect": "NoSchedule"}
-
-
-class Script:
-    """A source whose answer the test sets."""
-
-    name = "eci"
-    limits = Limits(minimum=60, horizon=300)
-
-    def __init__(self, answer: Answer | None = None) -> None:
-        self.answer: Answer = answer or Nothing()
-        self.asked = 0
-
-    async def ask(self) -> Answer:
-        self.asked += 1
-        return self.answer
-
-
-def due(seconds: float, now: float | None = None) -> Notices:
-    """A notice for a moment in so many seconds."""
-    at = math.ceil((time.time() if now is None else now) + seconds)
-    return Notices((Notice(f"eci-{at}", "reclaim", "eci", float(at)),))
-
-
-@pytest.fixture
-async def api() -> AsyncIterator[Api]:
-    async with running(Api()) as cluster:
-        cluster.add_node(NODE, taints=[POOL])
-        yield cluster
-
-
-@asynccontextmanager
-async def working(
-    api: Api,
-    source: Script,
-    *,
-    drain: bool = True,
-    dry_run: bool = False,
-    pod: tuple[str, str] | None = None,
-    policy: Policy | None = None,
-) -> AsyncIterator[Agent]:
-    """An agent at work, until the end of the block, where it is killed."""
-    settings = Settings(NODE, 0.01, drain, dry_run, pod, policy or Policy())
-    async with Client(api.connection, timeout=5) as client:
-        agent = Agent(settings, client, source, Metrics())
-        task = asyncio.create_task(agent.run())
-        try:
-            yield agent
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-
-
-async def drained(api: Api) -> None:
-    await until(
-        "an empty node that says so",
-        lambda: not api.leaving() and api.conditions(NODE).get("Drained") == "True",
-        lambda: (api.leaving(), api.nodes, api.told, api.requests[-20:]),
-    )
-
-
-async def marked(api: Api) -> None:
-    await until(
-        "the marks", lambda: TAINT in api.nodes[NODE]["spec"]["taints"], lambda: (api.nodes, api.requests)
-    )
-
-
-async def unmarked(api: Api) -> None:
-    await until(
-        "a node as it was before",
-        lambda: (
-            api.nodes[NODE]["spec"] == {"taints": [POOL]}
-            and not api.nodes[NODE]["metadata"].get("annotations")
-            and "True" not in api.conditions(NODE).values()
-        ),
-        lambda: (api.nodes, api.requests[-20:]),
-    )
-
-
-def workload(api: Api) -> None:
-    """One of each: a training pod, two ordinary ones, what stays, what has ended, a neighbour's."""
-    api.add_pod("train", node=NODE, job=True, terminationGracePeriodSeconds=600)
-    api.add_pod("web", node=NODE)
-    api.add_pod("api", node=NODE, priority=1000)
-    api.add_pod("logs", node=NODE, owner="DaemonSet")
-    api.add_pod("elsewhere", node="spot-2", owner="DaemonSet")
-    api.add_pod("finished", node="spot-2", owner="DaemonSet", phase="Succeeded", job=True)
+from tests.unit.node.working import (
+    MARGIN,
+    NODE,
+    POOL,
+    TAINT,
+    Script,
+    drained,
+    due,
+    marked,
+    unmarked,
+    working,
+    workload,
+)
 
 
 async def test_from_notice_to_empty_node(api: Api) -> None:
@@ -271,108 +183,6 @@ async def test_an_earlier_second_notice_takes_the_marks(api: Api) -> None:
             lambda: api.nodes,
         )
     assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
-
-
-# Notices that only warn.
-
-REBALANCE = Notice("aws-rebalance-1", "rebalance", "aws", None)
-WARNED = {"key": "spot.training/reclaim", "value": "rebalance", "effect": "PreferNoSchedule"}
-
-
-async def warned(api: Api, taint: dict[str, str] = WARNED) -> None:
-    await until(
-        "the warning", lambda: api.nodes[NODE]["spec"] == {"taints": [POOL, taint]}, lambda: api.nodes
-    )
-
-
-async def test_a_rebalance_taints_and_tells_and_touches_no_pod(api: Api) -> None:
-    workload(api)
-    source = Script(Notices((REBALANCE,)))
-    async with working(api, source) as agent:
-        await warned(api)
-        await until("the event", lambda: len(api.events) == 1, lambda: api.events)
-        polls = source.asked
-        await until("many polls", lambda: source.asked > polls + 20, lambda: source.asked)
-        metrics = generate_latest(agent._metrics.registry).decode()
-        assert not api.told and not api.conditions(NODE)
-        assert "spot.training/reclaim-deadline" not in api.nodes[NODE]["metadata"]["annotations"]
-        source.answer = Nothing()
-        await unmarked(api)
-        await until("its end", lambda: len(api.events) == 2, lambda: api.events)
-    assert [event["reason"] for event in api.events] == ["SpotWarning", "NoticeWithdrawn"]
-    assert "announces a rebalance of this node" in api.events[0]["note"]
-    assert 'spot_agent_notices_total{kind="rebalance",source="aws"} 1.0' in metrics
-    assert "spot_agent_notice_to_cordon_seconds_count 0.0" in metrics
-
-
-async def test_a_reclamation_takes_over_from_a_warning_and_gives_back_to_it(api: Api) -> None:
-    api.add_pod("guarded", node=NODE)
-    api.budgets = {"guarded"}
-    source = Script(Notices((REBALANCE,)))
-    async with working(api, source):
-        await warned(api)
-        source.answer = Notices((REBALANCE, *due(250).notices))
-        await marked(api)
-        await until("refusals", lambda: bool(api.told.get("guarded")), lambda: api.told)
-        assert WARNED not in api.nodes[NODE]["spec"]["taints"]
-        source.answer = Notices((REBALANCE,))
-        await warned(api)
-        await until(
-            "no drain", lambda: "True" not in api.conditions(NODE).values(), lambda: api.conditions(NODE)
-        )
-    assert "guarded" in api.pods
-
-
-async def test_a_restarted_agent_goes_on_warning_and_tells_it_once(api: Api) -> None:
-    async with working(api, Script(Notices((REBALANCE,)))):
-        await warned(api)
-        await until("the event", lambda: bool(api.events), lambda: api.events)
-    source = Script(Notices((REBALANCE,)))
-    async with working(api, source):
-        await until("polls", lambda: source.asked > 20, lambda: source.asked)
-        await warned(api)
-    assert [event["reason"] for event in api.events] == ["SpotWarning"]
-
-
-async def test_a_partial_answer_is_acted_upon_and_the_agent_is_not_ready(api: Api) -> None:
-    source = Script(Notices(due(60).notices, missing="HTTP status 500"))
-    async with working(api, source) as agent:
-        await marked(api)
-        await until("not ready", lambda: not agent.pulse.ready, lambda: agent.pulse)
-        assert agent.pulse.reason == "HTTP status 500"
-
-
-async def test_a_rebalance_drains_where_it_is_told_to_without_hurry(api: Api) -> None:
-    workload(api)
-    api.pods["train"]["spec"]["terminationGracePeriodSeconds"] = 600
-    async with working(api, Script(Notices((REBALANCE,))), policy=Policy(rebalance=Response.DRAIN)):
-        await drained(api)
-    assert api.told == {"train": [("delete", 600)], "web": [("evict", 30)], "api": [("evict", 30)]}
-    assert api.nodes[NODE]["spec"]["unschedulable"] is True
-    assert "spot.training/reclaim-deadline" not in api.nodes[NODE]["metadata"]["annotations"]
-
-
-async def test_what_is_ignored_leaves_no_mark(api: Api) -> None:
-    source = Script(Notices((REBALANCE,)))
-    async with working(api, source, policy=Policy(rebalance=Response.IGNORE)):
-        await until("polls", lambda: source.asked > 20, lambda: source.asked)
-    assert api.writes == [] and api.events == []
-
-
-async def test_a_maintenance_that_comes_near_is_drained_for(api: Api) -> None:
-    workload(api)
-    at = math.ceil(time.time()) + NEAR_SECONDS + 3600
-    taint = WARNED | {"value": "maintenance"}
-    source = Script(Notices((Notice("aws-event-1", "maintenance", "aws", at),)))
-    async with working(api, source) as agent:
-        await warned(api, taint)
-        assert not api.told
-        # The API server's clock counts, and any of its answers tells the time.
-        api.skew = 3600
-        agent.situation.tell()
-        await drained(api)
-    hard = {**taint, "effect": "NoSchedule"}
-    assert api.nodes[NODE]["spec"] == {"taints": [POOL, hard], "unschedulable": True}
 
 
 # Restarts.
