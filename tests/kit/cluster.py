@@ -23,7 +23,7 @@ from tests.kit.shell import CommandError, run, say, step, together, wait_until
 
 __all__ = ["KUBECONFIG", "down", "kubectl", "tool", "up"]
 
-TOOLS: Final = frozenset({"kubectl", "kind", "helm", "kwok"})
+TOOLS: Final = frozenset({"kubectl", "kind", "helm"})
 """The programs that run on this machine rather than in a node."""
 
 

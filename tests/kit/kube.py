@@ -32,7 +32,7 @@ def apply(*manifests: dict[str, Any]) -> None:
 
 
 def tool(name: str) -> Path:
-    """The path of `kubectl`, `helm`, `kind` or `kwok`, as `up` has built it."""
+    """The path of `kubectl`, `helm` or `kind`, as `up` has built it."""
     path = gotools.path(name)
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: run `python -m tests.kit.cluster up`")

@@ -99,6 +99,5 @@ PROGRAMS: Final = (
         _commands("helm.sh/helm/v4", "helm"),
         {"helm.sh/helm/v4/internal/version.version": "v4.3.1"},
     ),
-    Program("sigs.k8s.io/kwok", "v0.8.0", _commands("sigs.k8s.io/kwok", "kwok"), {}),
 )
 """In the order of building: what a node image needs comes before what only tests need."""
