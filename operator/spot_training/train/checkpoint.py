@@ -352,7 +352,8 @@ class Training:
             self._tell(report.PREEMPTED, "interrupted within a step")
         elif is_lost_peer(error):
             # A failure that another process of this container has told is the cause; this is its consequence.
-            if self._termination_log.reason() != report.FAILED:
+            told = self._termination_log.read()
+            if told is None or told["reason"] != report.FAILED:
                 self._tell(report.PEER_LOST, str(error))
         else:
             self._tell(report.FAILED, f"{kind.__name__}: {error}")
