@@ -30,10 +30,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from spot_training.train import report
-from spot_training.train.checkpoint import EXIT_PREEMPTED
 from spot_training.train.environment import ENV_LOCAL_RANK, ENV_TERMINATION_LOG, TERMINATION_LOG
 from spot_training.train.report import TerminationLog, log
-from spot_training.train.signals import SIGNALS
+from spot_training.train.signals import EXIT_PREEMPTED, SIGNALS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

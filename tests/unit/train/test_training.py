@@ -146,13 +146,29 @@ def test_a_loop_of_ones_own(surroundings: Surroundings) -> None:
     assert run(2, stop_at=None) == _uninterrupted()
 
 
-def test_told_to_stop_while_loading_it_stops_before_the_first_step(surroundings: Surroundings) -> None:
-    training = surroundings.open(1, Weights(), total_steps=40)
+def test_told_to_stop_before_the_first_step_it_neither_trains_nor_saves(surroundings: Surroundings) -> None:
+    with pytest.raises(Preempted):
+        _train(surroundings, 1, stop_at=14)
+    training = surroundings.open(2, Weights(), total_steps=40)
     os.kill(os.getpid(), signal.SIGTERM)
     assert training.stopping
     with pytest.raises(Preempted):
         list(training.steps())
-    assert surroundings.report()["step"] == 0
+    report = surroundings.report()
+    assert (report["reason"], report["step"], report["checkpointStep"]) == ("Preempted", None, None), (
+        "of the older attempts' steps it knows nothing yet"
+    )
+
+    class Told(Weights):
+        def load_state_dict(self, state: dict[str, Any], /) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        list(surroundings.open(3, Told(), total_steps=40).steps())
+    report = surroundings.report()
+    assert (report["reason"], report["step"], report["checkpointStep"]) == ("Preempted", 15, 15)
+    assert (surroundings.steps(2), surroundings.steps(3)) == ([], [])
+    assert _train(surroundings, 4).drawn == _uninterrupted()
 
 
 def test_a_save_that_cannot_end_in_time_is_not_begun_over_what_there_is(surroundings: Surroundings) -> None:
