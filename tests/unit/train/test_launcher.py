@@ -109,6 +109,27 @@ def test_a_program_of_the_librarys_saves_and_has_the_last_word(
     assert report["checkpointStep"] == report["step"] >= 4
 
 
+def test_a_program_that_starts_workers_and_fails_when_told_ends_with_its_workers_word(
+    launch: Launch, surroundings: Surroundings, tmp_path: Path
+) -> None:
+    """As torchrun does: it passes SIGTERM on, waits for its workers, and ends with 1."""
+    (tmp_path / "worker.py").write_text(TRAINING)
+    program = launch(f"""
+import signal, subprocess, sys
+worker = subprocess.Popen([sys.executable, {str(tmp_path / "worker.py")!r}])
+signal.signal(signal.SIGTERM, lambda number, frame: worker.terminate())
+worker.wait()
+raise SystemExit(1)
+""")
+    program.read_until("step 3")
+    program.signal(SIGTERM)
+    code, _, err = program.end()
+    assert code == 143, err
+    report = surroundings.report()
+    assert report["reason"] == "Preempted"
+    assert report["checkpointStep"] == report["step"] >= 4
+
+
 def test_script_arguments_options_and_output_are_the_programs_own(
     launch: Launch, surroundings: Surroundings, tmp_path: Path
 ) -> None:
