@@ -58,18 +58,21 @@ $(VENV)/.done: tests/requirements.txt
 	@touch $@
 
 .PHONY: check
-check: venv ## Format, lint, strict types, import contracts, generated files, unit tests: seconds
+check: lint ## Format, lint, strict types, import contracts, generated files, unit tests: seconds
+	@$(PY) -m pytest -q tests/unit
+
+.PHONY: lint
+lint: venv
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
-	@PYTHONPATH=operator $(VENV)/bin/lint-imports --no-logo 2>&1 | tail -n 12
+	@PYTHONPATH=operator $(VENV)/bin/lint-imports 2>&1 | tail -n 9
 	@$(RUN) -m spot_training.api.schema --check crds
-	@$(PY) -m pytest -q tests/unit
 
 .PHONY: test
-test: check ## Everything, on a real cluster that it brings up and takes down (KEEP=1 leaves it up)
+test: lint ## Everything, on a real cluster that it brings up and takes down (KEEP=1 leaves it up)
 	@$(if $(KEEP),,trap '$(RUN) -m tests.kit.cluster down --engine' EXIT;) \
-	  $(RUN) -m tests.kit.install up && $(PY) -m pytest tests
+	  $(RUN) -m tests.kit.cluster up && $(RUN) -m tests.kit.install up && $(RUN) -m pytest --durations=15 tests
 
 .PHONY: format
 format: venv ## Format the code and mend what the linter can

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.kit.kube import kubectl
+from tests.cluster.scene import Place, applied
+from tests.kit.kube import get, kubectl
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +26,14 @@ def namespace(unique: str) -> Iterator[str]:
     kubectl("create", "namespace", unique)
     yield unique
     kubectl("delete", "namespace", unique, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def place(unique: str, namespace: str) -> Iterator[Place]:
+    """Where jobs can be made that get as far as their pods: a pool of the on-demand node, taken for spot."""
+    made = Place(unique, namespace)
+    applied(made.pool("here", here=True))
+    yield made
+    kubectl("-n", namespace, "delete", "stj", "--all", "--wait=true")
+    names = [each["metadata"]["name"] for each in get("spotpools")]
+    kubectl("delete", "spotpool", *(name for name in names if name.startswith(unique)))

@@ -2,11 +2,11 @@
 
 import copy
 import json
-import subprocess
 from typing import Any, Final
 
 from tests.kit.kube import tool
 from tests.kit.places import KUBECONFIG
+from tests.kit.shell import completed
 
 Json = dict[str, Any]
 
@@ -59,8 +59,8 @@ def changed(made: Json, changes: dict[str, Any]) -> Json:
 
 def kubectl(*words: str, stdin: str | None = None) -> tuple[int, str, str]:
     """Run kubectl as a user does; returns its exit code, what it printed, and its complaint."""
-    done = subprocess.run(
-        [tool("kubectl"), "--kubeconfig", KUBECONFIG, *words],
+    done = completed(
+        [str(tool("kubectl")), "--kubeconfig", str(KUBECONFIG), *words],
         input=stdin,
         capture_output=True,
         text=True,

@@ -1,6 +1,8 @@
 """A wrong manifest is refused at `kubectl apply`, by the name of the field and with what to do; a right one is kept."""
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -28,8 +30,11 @@ def variables(*names: str) -> list[Json]:
     return [{"name": name, "value": "x"} for name in names]
 
 
+Row = tuple[dict[str, Any], str, str]
+Answers = Callable[[Row], tuple[int, str, str]]
+
 # What is changed in a right job, the field that the refusal must name, and what else it must say.
-WRONG_JOBS: list[tuple[dict[str, Any], str, str]] = [
+WRONG_JOBS: list[Row] = [
     ({"spec": ABSENT}, "spec", "Required value"),
     ({"spec.replicas": 0}, "spec.replicas", f"{MINIMUM} 1"),
     ({"spec.replicas": 1001}, "spec.replicas", "should be less than or equal to 1000"),
@@ -160,7 +165,7 @@ WRONG_JOBS: list[tuple[dict[str, Any], str, str]] = [
     ),
 ]
 
-WRONG_POOLS: list[tuple[dict[str, Any], str, str]] = [
+WRONG_POOLS: list[Row] = [
     ({"spec": ABSENT}, "spec", "Required value"),
     ({"spec.nodeSelector": ABSENT}, "spec.nodeSelector", "Required value"),
     ({"spec.nodeSelector": {}}, "spec.nodeSelector", "should have at least 1 properties"),
@@ -196,33 +201,37 @@ WRONG_POOLS: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def describe(row: tuple[dict[str, Any], str, str]) -> str:
+def describe(row: Row) -> str:
     shown = {path: "absent" if value is ABSENT else json.dumps(value)[:24] for path, value in row[0].items()}
     return ",".join(f"{path.removeprefix('spec.')}={value}" for path, value in shown.items())
 
 
-def assert_refused(made: Json, field: str, advice: str) -> None:
-    code, said, complaint = apply(made)
+def assert_refused(answer: tuple[int, str, str], field: str, advice: str) -> None:
+    code, said, complaint = answer
     assert code == 1, f"{said}{complaint}"
     # The API server writes `path: complaint`, or the path in quotes where it does not know the field.
     assert f"{field}: " in complaint or f'"{field}"' in complaint, complaint
     assert advice in complaint, complaint
 
 
+@pytest.fixture(scope="module")
+def answers(namespace: str, unique: str) -> Iterator[Answers]:
+    """What kubectl says to each wrong manifest; it is asked about several at a time."""
+    bases = [*((row, job("wrong", namespace)) for row in WRONG_JOBS)]
+    bases += [(row, pool(f"{unique}-wrong")) for row in WRONG_POOLS]
+    with ThreadPoolExecutor(max_workers=4) as threads:
+        given = {id(row): threads.submit(apply, changed(base, row[0])) for row, base in bases}
+        yield lambda row: given[id(row)].result()
+
+
 @pytest.mark.parametrize("row", WRONG_JOBS, ids=describe)
-def test_a_wrong_job_is_refused_by_the_name_of_the_field(
-    row: tuple[dict[str, Any], str, str], namespace: str
-) -> None:
-    changes, field, advice = row
-    assert_refused(changed(job("wrong", namespace), changes), field, advice)
+def test_a_wrong_job_is_refused_by_the_name_of_the_field(row: Row, answers: Answers) -> None:
+    assert_refused(answers(row), row[1], row[2])
 
 
 @pytest.mark.parametrize("row", WRONG_POOLS, ids=describe)
-def test_a_wrong_pool_is_refused_by_the_name_of_the_field(
-    row: tuple[dict[str, Any], str, str], unique: str
-) -> None:
-    changes, field, advice = row
-    assert_refused(changed(pool(f"{unique}-wrong"), changes), field, advice)
+def test_a_wrong_pool_is_refused_by_the_name_of_the_field(row: Row, answers: Answers) -> None:
+    assert_refused(answers(row), row[1], row[2])
 
 
 def test_nothing_is_there_of_what_was_refused(namespace: str, unique: str) -> None:
@@ -401,7 +410,7 @@ def test_what_an_attempt_stands_on_is_changed_only_while_suspended(
     made = job("changing", namespace, **FOREIGN)
     taken(made)
     try:
-        assert_refused(changed(made, changes), field, SUSPEND)
+        assert_refused(apply(changed(made, changes)), field, SUSPEND)
         suspended = changed(made, {**changes, "spec.suspend": True})
         assert taken(suspended)["spec"]["suspend"] is True
         assert taken(changed(suspended, {"spec.suspend": False}))["spec"]["suspend"] is False

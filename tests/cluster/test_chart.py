@@ -49,7 +49,15 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
         ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
-        ("agent.providers.aws.enabled=true", "/agent/providers", "additional properties 'aws' not allowed"),
+        ("agent.providers.acme.enabled=true", "/agent/providers", "additional properties 'acme' not allowed"),
+        (
+            "agent.providers.aws.socket=/s",
+            "/agent/providers/aws",
+            "additional properties 'socket' not allowed",
+        ),
+        ("agent.providers.gcp.hostNetwork=1", "/agent/providers/gcp/hostNetwork", "want boolean"),
+        ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
+        ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
         ("operator.logLevel=loud", "/operator/logLevel", "value must be one of 'debug', 'info'"),
         ("image.repository=", "/image/repository", "minLength: got 0, want 1"),
@@ -118,15 +126,15 @@ def test_the_samples_are_taken_and_their_pods_would_be(without_pods: str) -> Non
     def seen() -> str:
         return kubectl("-n", without_pods, "get", "stj", "-o", "yaml")[1]
 
-    def condition(name: str) -> Json:
-        state = get(f"stj/{name}", "-n", without_pods)[0].get("status") or {}
-        return jobs.condition(state, "TemplateInvalid")
+    def verdicts() -> list[Json]:
+        states = [get(f"stj/{name}", "-n", without_pods)[0].get("status") or {} for name in names]
+        return [jobs.condition(state, "TemplateInvalid") for state in states]
 
-    for name in names:
-        wait_until(f"a verdict on {name}", lambda name=name: bool(condition(name)), timeout=30, seen=seen)
+    wait_until("a verdict on each sample", lambda: all(verdicts()), timeout=30, seen=seen)
+    for verdict in verdicts():
         # Quotas are asked last: a pod that only a quota refuses is a right one.
-        assert condition(name)["reason"] == "PodsRefused", condition(name)
-        assert "exceeded quota: no-pods" in condition(name)["message"]
+        assert verdict["reason"] == "PodsRefused", verdict
+        assert "exceeded quota: no-pods" in verdict["message"]
 
 
 def test_the_samples_name_pools_that_the_samples_make() -> None:
@@ -172,6 +180,23 @@ def test_the_agent_sees_of_its_node_one_socket_and_the_operator_nothing() -> Non
         {"path": SOCKET, "type": "Socket"}
     ]
     assert "volumes" not in made["operator"]["spec"]
+
+
+@pytest.mark.parametrize("provider", ["aws", "gcp", "azure", "alibaba", "tencent"])
+def test_a_clouds_agent_mounts_nothing_and_only_googles_shares_the_hosts_network(provider: str) -> None:
+    others = {"eci", "aws", "gcp", "azure", "alibaba", "tencent"} - {provider}
+    settings = [
+        f"agent.providers.{provider}.enabled=true",
+        *(f"agent.providers.{it}.enabled=false" for it in others),
+    ]
+    pod = workloads("--set", ",".join(settings))["agent"]["spec"]
+    (container,) = pod["containers"]
+    assert {"name": "SPOT_PROVIDER", "value": provider} in container["env"]
+    assert "volumes" not in pod and "volumeMounts" not in container
+    assert pod.get("hostNetwork", False) is (provider == "gcp")
+    assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
 
 
 @pytest.mark.parametrize(

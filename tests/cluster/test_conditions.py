@@ -4,126 +4,34 @@ No story here needs a spot node: pools match no node, or the one on-demand node 
 are made at once and then looked at one by one, so that their waits overlap.
 """
 
-import json
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
 
-from tests.cluster.objects import Json, apply, changed, job, kubectl, pool
-from tests.kit import jobs
+from tests.cluster.objects import Json, changed, kubectl
+from tests.cluster.scene import (
+    Place,
+    applied,
+    claim,
+    events,
+    patched,
+    pods,
+    quota,
+    status,
+    wait_for,
+    wait_opened,
+    wait_reason,
+)
+from tests.kit import jobs, volumes
 from tests.kit.kube import get
-from tests.kit.shell import together, wait_until
+from tests.kit.shell import wait_until
 
 TEMPLATE: Final = "spec.template.spec"
 CAPACITY_NEXT: Final = "next try when a pool, a node or a pod changes"
 CLAIM_NEXT: Final = "next try when the claim changes"
-
-
-def applied(*manifests: Json) -> None:
-    for made in manifests:
-        code, _, complaint = apply(made)
-        assert code == 0, complaint
-
-
-def patched(namespace: str, what: str, patch: Json) -> None:
-    code, _, complaint = kubectl("-n", namespace, "patch", what, "--type=merge", "-p", json.dumps(patch))
-    assert code == 0, complaint
-
-
-def claim(namespace: str, name: str, mode: str = "ReadWriteMany", **metadata: Any) -> Json:
-    """A claim that no volume will ever bind: pods that mount it are made, and wait."""
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": name, "namespace": namespace, **metadata},
-        "spec": {
-            "accessModes": [mode],
-            "storageClassName": "spot-training-none",
-            "resources": {"requests": {"storage": "1Mi"}},
-        },
-    }
-
-
-def quota(namespace: str, **hard: str) -> Json:
-    return {
-        "apiVersion": "v1",
-        "kind": "ResourceQuota",
-        "metadata": {"name": "tight", "namespace": namespace},
-        "spec": {"hard": {key.replace("_", "/"): value for key, value in hard.items()}},
-    }
-
-
-def status(namespace: str, name: str) -> Json:
-    found: Json = get(f"stj/{name}", "-n", namespace)[0].get("status") or {}
-    return found
-
-
-def pods(namespace: str, name: str) -> list[Json]:
-    return get("pods", "-n", namespace, "-l", f"spot.training/job={name}")
-
-
-def events(namespace: str, name: str) -> list[Json]:
-    return get("events", "-n", namespace, "--field-selector", f"involvedObject.name={name}")
-
-
-def seen(namespace: str, name: str) -> str:
-    parts = [json.dumps(status(namespace, name), indent=1)]
-    parts += [kubectl("-n", namespace, "get", what)[1] for what in ("pods", "pvc", "events")]
-    return "\n".join(parts)
-
-
-def wait_for(namespace: str, name: str, what: str, happened: Callable[[], bool], timeout: float = 40) -> None:
-    wait_until(f"{name}: {what}", happened, timeout=timeout, every=0.2, seen=lambda: seen(namespace, name))
-
-
-def wait_reason(namespace: str, name: str, reason: str) -> Json:
-    """Wait until the job does not run for that reason; returns the condition that says so."""
-    wait_for(
-        namespace,
-        name,
-        f"waits because of {reason}",
-        lambda: jobs.condition(status(namespace, name), "Running").get("reason") == reason,
-    )
-    return jobs.condition(status(namespace, name), "Running")
-
-
-def wait_opened(namespace: str, name: str) -> None:
-    """Wait until the first attempt has all of its pods."""
-    wait_for(
-        namespace,
-        name,
-        "attempt 1 has its pods",
-        lambda: len(pods(namespace, name)) == get(f"stj/{name}", "-n", namespace)[0]["spec"]["replicas"],
-    )
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the stories happen: `names` are unique beginnings of cluster-wide names."""
-
-    names: str
-    namespace: str
-
-    @property
-    def here(self) -> str:
-        """A pool with a node."""
-        return f"{self.names}-here"
-
-    def pool(self, name: str, **spec: Any) -> Json:
-        """A pool; with `here`, of the on-demand node, on which nobody else's training is."""
-        if spec.pop("here", False):
-            spec["nodeSelector"] = {"spot.training/capacity-type": "on-demand"}
-        return pool(f"{self.names}-{name}", **spec)
-
-    def job(self, name: str, **spec: Any) -> Json:
-        """A job on the pool with a node and on a claim of its own name."""
-        checkpoint = {"mountPath": "/mnt/checkpoint", "claimName": name}
-        return job(name, self.namespace, **{"pools": [self.here], "checkpoint": checkpoint, **spec})
-
-    def claim(self, name: str, *modes: str) -> Json:
-        return claim(self.namespace, name, *modes)
 
 
 @dataclass(frozen=True)
@@ -135,7 +43,6 @@ class Story:
     reason: str
     words: tuple[str, ...]
     mend: Callable[[Place], None]
-    opens: bool = True
 
 
 def _free_the_claim(place: Place) -> None:
@@ -148,6 +55,11 @@ def _free_the_claim(place: Place) -> None:
     )
     wait_reason(place.namespace, "claim-deleting", "ClaimNotFound")
     applied(place.claim("claim-deleting"))
+
+
+def _end_the_user(place: Place) -> None:
+    code, _, complaint = kubectl("-n", place.namespace, "delete", "stj", "claim-user")
+    assert code == 0, complaint
 
 
 def _shrink(place: Place) -> None:
@@ -240,7 +152,10 @@ STORIES: Final = [
         "claim-not-shareable",
         lambda p: [p.claim("claim-not-shareable", "ReadWriteOnce"), p.job("claim-not-shareable", replicas=2)],
         "ClaimNotShareable",
-        ("is ReadWriteOnce, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1", CLAIM_NEXT),
+        (
+            "is ReadWriteOnce, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1",
+            CLAIM_NEXT,
+        ),
         _shrink,
     ),
     Story(
@@ -256,7 +171,7 @@ STORIES: Final = [
         ],
         "ClaimInUse",
         ("claim shared is in use by job claim-user; one live job may use a claim", "next try when"),
-        lambda p: (kubectl("-n", p.namespace, "delete", "stj", "claim-user"), None)[1],
+        _end_the_user,
     ),
     Story(
         "misspelt",
@@ -274,11 +189,7 @@ STORIES: Final = [
             p.claim("mounted-twice"),
             changed(
                 _with(p.job("mounted-twice"), volumes=[{"name": "own", "emptyDir": {}}]),
-                {
-                    f"{TEMPLATE}.containers.0.volumeMounts": [
-                        {"name": "own", "mountPath": "/mnt/checkpoint"}
-                    ]
-                },
+                {f"{TEMPLATE}.containers.0.volumeMounts": [{"name": "own", "mountPath": "/mnt/checkpoint"}]},
             ),
         ],
         "TemplateInvalid",
@@ -290,17 +201,7 @@ STORIES: Final = [
 
 
 @pytest.fixture(scope="module")
-def place(unique: str, namespace: str) -> Iterator[Place]:
-    made = Place(unique, namespace)
-    applied(made.pool("here", here=True))
-    yield made
-    kubectl("-n", namespace, "delete", "stj", "--all", "--wait=true")
-    names = [each["metadata"]["name"] for each in get("spotpools")]
-    kubectl("delete", "spotpool", "--ignore-not-found", *(name for name in names if name.startswith(unique)))
-
-
-@pytest.fixture(scope="module")
-def stories(place: Place) -> None:
+def stories(place: Place) -> Iterator[None]:
     """All stories begun."""
     applied({"apiVersion": "v1", "kind": "List", "items": [each for s in STORIES for each in s.made(place)]})
     # Jobs that must come second: after a claim's deletion, and after another job's first attempt.
@@ -309,6 +210,9 @@ def stories(place: Place) -> None:
     for name in ("claim-deleting", "claim-in-use"):
         wait_reason(place.namespace, name, "Suspended")
         patched(place.namespace, f"stj/{name}", {"spec": {"suspend": False}})
+    yield
+    # Where its story has failed, the claim would keep the namespace for ever.
+    patched(place.namespace, "pvc/claim-deleting", {"metadata": {"finalizers": None}})
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
@@ -337,3 +241,131 @@ def test_what_waits_says_why_and_goes_on_once_mended(stories: None, story: Story
     wait_opened(place.namespace, story.name)
     state = status(place.namespace, story.name)
     assert (state["current"]["attempt"], state["failures"], state["disruptions"]) == (1, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def tight(place: Place) -> Iterator[Place]:
+    """A namespace with room for one pod and for no claim."""
+    namespace = f"test-{secrets.token_hex(3)}"
+    kubectl("create", "namespace", namespace)
+    applied(claim(namespace, "one"), claim(namespace, "two"))
+    applied(quota(namespace, count_pods="1", count_persistentvolumeclaims="2"))
+    wait_until(
+        "the quota in force",
+        lambda: "used" in get("resourcequota/tight", "-n", namespace)[0].get("status", {}),
+        timeout=30,
+        seen=lambda: kubectl("-n", namespace, "get", "resourcequota", "-o", "yaml")[1],
+    )
+    yield Place(place.names, namespace)
+    kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def test_a_quota_that_refuses_pods_is_quoted_and_costs_nothing(tight: Place) -> None:
+    applied(tight.job("one"))
+    wait_opened(tight.namespace, "one")
+    applied(tight.job("two"))
+    condition = wait_reason(tight.namespace, "two", "PodsRefused")
+    assert "exceeded quota: tight, requested: count/pods=1, used: count/pods=1" in condition["message"]
+    assert "next try at 2" in condition["message"]
+    wait_for(
+        tight.namespace,
+        "two",
+        "an Event PodsRefused",
+        lambda: "PodsRefused" in [each["reason"] for each in events(tight.namespace, "two")],
+    )
+    assert pods(tight.namespace, "two") == []
+
+    kubectl("-n", tight.namespace, "delete", "stj", "one")
+    wait_opened(tight.namespace, "two")
+    state = status(tight.namespace, "two")
+    assert (state["current"]["attempt"], state["failures"], state["disruptions"]) == (1, 0, 0)
+    kubectl("-n", tight.namespace, "delete", "stj", "two")
+    wait_until(
+        "room for a pod",
+        lambda: get("resourcequota/tight", "-n", tight.namespace)[0]["status"]["used"]["count/pods"] == "0",
+        timeout=60,
+        seen=lambda: kubectl("-n", tight.namespace, "get", "pods,resourcequota")[1],
+    )
+
+
+def test_a_quota_with_room_for_half_of_the_gang_is_quoted_too(tight: Place) -> None:
+    applied(changed(tight.job("half", replicas=2), {"spec.checkpoint.claimName": "one"}))
+    wait_for(
+        tight.namespace,
+        "half",
+        "says that the quota refuses the rest of its pods",
+        lambda: "exceeded quota: tight" in running(tight.namespace, "half").get("message", ""),
+    )
+    assert running(tight.namespace, "half")["status"] == "False"
+    assert status(tight.namespace, "half")["failures"] == 0
+
+    kubectl("-n", tight.namespace, "patch", "resourcequota", "tight", "--type=merge", "-p", ROOM)
+    wait_opened(tight.namespace, "half")
+    wait_for(
+        tight.namespace,
+        "half",
+        "no word of the quota any more",
+        lambda: "exceeded quota" not in running(tight.namespace, "half")["message"],
+    )
+
+
+ROOM: Final = '{"spec": {"hard": {"count/pods": "9", "count/persistentvolumeclaims": "9"}}}'
+
+
+def test_a_claim_that_the_api_server_refuses_is_quoted_too(tight: Place) -> None:
+    template = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "much"}}}
+    checkpoint = {"mountPath": "/mnt/checkpoint", "claimTemplate": template}
+    applied(tight.job("claimless", checkpoint=checkpoint))
+    wait_for(
+        tight.namespace,
+        "claimless",
+        "says that its claim is refused",
+        lambda: "quantities must match" in running(tight.namespace, "claimless").get("message", ""),
+    )
+    assert running(tight.namespace, "claimless")["status"] == "False"
+
+
+def running(namespace: str, name: str) -> Json:
+    return jobs.condition(status(namespace, name), "Running")
+
+
+def test_a_service_of_somebody_elses_is_waited_for_and_never_taken(place: Place) -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "taken", "namespace": place.namespace},
+        "spec": {"clusterIP": "None", "ports": [{"port": 80}]},
+    }
+    applied(service, place.claim("taken"), place.job("taken", replicas=2))
+    wait_for(
+        place.namespace,
+        "taken",
+        "says whose name is taken",
+        lambda: "the name of service taken is taken" in running(place.namespace, "taken").get("message", ""),
+    )
+    assert pods(place.namespace, "taken") == []
+    kept = get("service/taken", "-n", place.namespace)[0]
+    assert "ownerReferences" not in kept["metadata"]
+    kubectl("-n", place.namespace, "delete", "service", "taken")
+    wait_opened(place.namespace, "taken")
+
+
+def test_a_job_keeps_its_claim_between_two_attempts_and_frees_it_as_it_goes(place: Place) -> None:
+    volumes.make_volume(f"{place.names}-held", "1Mi", claim=(place.namespace, "held"))
+    volumes.make_claim(place.namespace, "held", f"{place.names}-held", "1Mi")
+    held = {"mountPath": "/mnt/checkpoint", "claimName": "held"}
+    recovery = {"backoff": {"initialSeconds": 86400, "maxSeconds": 86400}}
+    command = f"{TEMPLATE}.containers.0.command"
+    applied(changed(place.job("holder", checkpoint=held, recovery=recovery), {command: ["false"]}))
+    try:
+        wait_reason(place.namespace, "holder", "BackOff")
+        assert status(place.namespace, "holder")["failures"] == 1
+        applied(changed(place.job("heir", checkpoint=held), {command: ["true"]}))
+        condition = wait_reason(place.namespace, "heir", "ClaimInUse")
+        assert "claim held is in use by job holder" in condition["message"]
+        kubectl("-n", place.namespace, "delete", "stj", "holder")
+        wait_opened(place.namespace, "heir")
+    finally:
+        kubectl("-n", place.namespace, "delete", "stj", "holder", "heir", "--ignore-not-found")
+        kubectl("-n", place.namespace, "delete", "pvc", "held")
+        volumes.delete_volume(f"{place.names}-held")

@@ -1,15 +1,15 @@
 """Real pods on real nodes: every test begins with all nodes in order and leaves nothing running."""
 
+import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.kit import jobs, layout, nodes
+from tests.kit import engine, install, jobs, layout, nodes
 from tests.kit.guest_agent import control
 from tests.kit.kube import get
 from tests.kit.shell import wait_until
-
-pytestmark = pytest.mark.usefixtures("installed")
 
 
 def put_nodes_in_order() -> None:
@@ -30,6 +30,35 @@ def put_nodes_in_order() -> None:
         timeout=90,
         seen=lambda: nodes.describe(layout.WORKER_NAMES),
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torch_tests(installed: None) -> Iterator[subprocess.Popen[str]]:
+    """The torch tests of the training library, begun at once: the tests here mostly wait, these compute."""
+    words = [
+        *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpus=1"),
+        *("--volume", f"{install.ROOT}:/src:ro", "--workdir", "/src", "--env", "PYTHONPATH=/src/operator"),
+        install.TRAINING_IMAGE,
+        *(
+            "python3",
+            "-m",
+            "pytest",
+            "--durations=5",
+            "-c",
+            "tests/train_torch/pytest.ini",
+            "tests/train_torch",
+        ),
+    ]
+    begun = subprocess.Popen(
+        [engine.client(), *words],
+        env=os.environ | engine.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    yield begun
+    begun.terminate()
+    begun.wait()
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ when it ends. Output of the commands in a step goes to a log file; its last line
 its last lines are shown when the command fails.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PROGRESS_SECONDS = 15.0
+STARTS = 3
 _print_lock = threading.Lock()
 
 
@@ -79,7 +81,7 @@ def run(
         if log:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("ab") as sink:
-                done = subprocess.run(
+                done = completed(
                     words,
                     stdin=stdin_file or subprocess.DEVNULL,
                     stdout=sink,
@@ -91,7 +93,7 @@ def run(
             if done.returncode:
                 raise CommandError(words, f"exited {done.returncode}, see {log}", _last_lines(log, 30))
             return ""
-        result = subprocess.run(
+        result = completed(
             words,
             input=stdin.encode() if stdin is not None else None,
             stdin=None if stdin is not None else (stdin_file or subprocess.DEVNULL),
@@ -108,6 +110,22 @@ def run(
         output = _text(result.stdout) + _text(result.stderr)
         raise CommandError(words, f"exited {result.returncode}", output)
     return _text(result.stdout)
+
+
+def completed(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+    """`subprocess.run`, begun again where the kernel could not start the program for a "bad address".
+
+    Seen once in several thousand starts, from one of four threads that start programs side by side: Python's child
+    shares the parent's memory until it becomes the program. Nothing had been started, so starting again is safe.
+    """
+    for _ in range(STARTS - 1):
+        try:
+            return subprocess.run(words, **options)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            say(f"==> {words[0]} could not be started ({error}), once more")
+    return subprocess.run(words, **options)
 
 
 def succeeds(argv: Sequence[str | Path], timeout: float = 60) -> bool:

@@ -208,6 +208,11 @@ def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
     if claim is not None and claim.phase == "Lost":
         return "ClaimLost", f"claim {name} has lost its volume; restore it or use another claim"
     modes = claim.modes if claim is not None else template.access_modes if template is not None else ()
+    if not any(mode.startswith("ReadWrite") for mode in modes):
+        return (
+            "ClaimReadOnly",
+            f"claim {name} is {', '.join(modes)}: nothing could be saved; use a ReadWriteMany claim",
+        )
     if job.spec.replicas > 1 and "ReadWriteMany" not in modes:
         return (
             "ClaimNotShareable",
@@ -328,8 +333,12 @@ def _note_agents(draft: Draft) -> None:
 
 def _trouble(draft: Draft) -> str:
     """Why a pod of the attempt does not start, in the words of API server, scheduler or kubelet."""
-    if draft.world.obstacle:
-        return f"; {draft.world.obstacle}"
+    obstacle = draft.world.obstacle
+    if obstacle:
+        told = conditions.find(draft.status.conditions, "Running")
+        if told is None or obstacle not in told.message:
+            draft.tell("CreateFailed", obstacle, type_="Warning")
+        return f"; {obstacle}"
     for index, pod in sorted(draft.pods().items()):
         if pod.trouble and not pod.removed:
             return f"; rank {index}: {pod.trouble}"

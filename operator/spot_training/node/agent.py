@@ -21,7 +21,7 @@ from spot_training.node.health import Pulse
 from spot_training.node.logs import fields
 from spot_training.node.marker import Marker
 from spot_training.node.metrics import Metrics
-from spot_training.node.notice import Answer, Nothing, Notices, Unknown
+from spot_training.node.notice import Active, Answer, Nothing, Notices, Unknown
 from spot_training.node.podcache import PodCache
 from spot_training.node.situation import Settings, Situation
 from spot_training.node.sources import Source
@@ -46,7 +46,7 @@ class Agent:
 
     def __init__(self, settings: Settings, client: Client, source: Source, metrics: Metrics) -> None:
         self._settings, self._client, self._source, self._metrics = settings, client, source, metrics
-        self.situation = situation = Situation(lambda: client.clock_offset)
+        self.situation = situation = Situation(lambda: client.clock_offset, settings.policy)
         self.pulse = Pulse(settings.poll_seconds)
         self._announcer = Announcer(client, settings.node)
         self._pods = PodCache(client, settings.node, situation.listener())
@@ -55,6 +55,7 @@ class Agent:
         self._unconnectable_since: float | None = None
         self._answered_once = False
         self._last: Answer | None = None
+        self._told: tuple[Active | None, Active | None] = (None, None)
 
     async def run(self) -> None:
         """Work until cancelled. No error ends it: a container that restarts beside a missing socket could make a
@@ -106,7 +107,7 @@ class Agent:
                         notice=stated.id,
                         kind=stated.kind,
                         says=None if stated.says is None else format_time(stated.says),
-                        deadline=format_time(active.deadline),
+                        deadline=None if active.deadline is None else format_time(active.deadline),
                     ),
                 )
         for gone in known - {active.notice.id for active in situation.active}:
@@ -115,11 +116,16 @@ class Agent:
             situation.attempted, situation.drained, situation.noticed = False, False, None
         elif goal is None or goal.notice.id != situation.goal.notice.id:
             situation.noticed = asyncio.get_running_loop().time()
-        if situation.active != before:
+        # Also the time alone makes a goal of a warning.
+        now_told = (situation.goal, situation.warning)
+        if situation.active != before or now_told != self._told:
+            self._told = now_told
             situation.tell()
 
     def _count(self, answer: Answer) -> None:
         unknown = answer.reason if isinstance(answer, Unknown) else None
+        if isinstance(answer, Notices) and answer.missing:
+            unknown = answer.missing
         result = {Nothing: "nothing", Notices: "notice", Unknown: "unknown"}[type(answer)]
         self._metrics.polls.labels(self._source.name, result).inc()
         self.pulse.beat(unknown)

@@ -27,6 +27,15 @@ AT_ONCE: Final = 8
 """Requests under way together: each connection costs memory, and eight empty a node in a fraction of a second."""
 
 
+UNHURRIED_SECONDS: Final = 86_400.0
+"""Where there is no deadline: so much is always left, so that each pod gets its own grace and PDBs are respected."""
+
+
+def due(goal: Active, now: float) -> float:
+    """The deadline to drain by, in seconds since the epoch."""
+    return now + UNHURRIED_SECONDS if goal.deadline is None else goal.deadline
+
+
 class Drainer:
     """Drains the node while a notice stands. What it remembers only spares requests: losing it does no harm."""
 
@@ -68,7 +77,7 @@ class Drainer:
             self._began = True
             log.info(
                 "draining the node",
-                extra=fields(notice=goal.notice.id, deadline=format_time(goal.deadline)),
+                extra=fields(notice=goal.notice.id, deadline=goal.deadline and format_time(goal.deadline)),
             )
             self._pods.refresh()
         if not self._pods.synced:
@@ -78,7 +87,7 @@ class Drainer:
         if not self._busy and situation.drained != (not waiting):
             self._report(goal, drained=not waiting)
         now = situation.now()
-        for action in next_actions(waiting, self._asked, goal.deadline, now):
+        for action in next_actions(waiting, self._asked, due(goal, now), now):
             if len(self._busy) >= AT_ONCE:
                 break
             if action.pod.uid not in self._busy:
@@ -114,18 +123,18 @@ class Drainer:
         if result.accepted:
             return Asked(now + SHOWN_SECONDS)
         refusals = (self._asked[uid].refusals if uid in self._asked else 0) + 1
-        return refused(action.pod, refusals, goal.deadline, now)
+        return refused(action.pod, refusals, due(goal, now), now)
 
     def _report(self, goal: Active, drained: bool) -> None:
         situation = self._situation
         situation.drained = drained
         if drained:
-            margin = goal.deadline - situation.now()
-            self._metrics.deadline_margin.set(margin)
-            log.info(
-                "the node is drained", extra=fields(notice=goal.notice.id, marginSeconds=round(margin, 1))
-            )
+            note, margin = "all pods have left", None
+            if goal.deadline is not None:
+                margin = round(goal.deadline - situation.now(), 1)
+                self._metrics.deadline_margin.set(margin)
+                note += f", {margin:.0f} s before the deadline"
+            log.info("the node is drained", extra=fields(notice=goal.notice.id, marginSeconds=margin))
             if not self._settings.dry_run:
-                note = f"all pods have left, {margin:.0f} s before the deadline"
                 self._announcer.tell("Drained", note, notice=goal.notice.id, now=situation.now())
         situation.tell(by=self._changed)

@@ -12,20 +12,16 @@ from spot_training.node import logs
 from spot_training.node.agent import Agent
 from spot_training.node.health import HealthServer
 from spot_training.node.metrics import Metrics
+from spot_training.node.policy import Policy, Response
 from spot_training.node.situation import Settings
 from spot_training.node.sources import Source
-from spot_training.node.sources.eci import NAME as ECI
-from spot_training.node.sources.eci import SOCKET, eci
+from spot_training.node.sources.choice import ECI_SOCKET, PROVIDERS, choose
 
 REQUEST_SECONDS: Final = 5.0
 """A request that takes longer is given up and made again: minutes are all there is."""
 
 TRUE: Final = ("true", "1", "yes")
 FALSE: Final = ("false", "0", "no")
-
-SOURCES: Final[Mapping[str, Callable[[argparse.Namespace], Source]]] = {
-    ECI: lambda options: eci(options.eci_socket)
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,9 +32,10 @@ def main(argv: Sequence[str]) -> int:
     if not host:
         raise SystemExit("KUBERNETES_SERVICE_HOST is not set: the agent runs as a pod of a DaemonSet")
     pod = (options.pod_namespace, options.pod_name) if options.pod_name else None
-    settings = Settings(options.node_name, options.poll_seconds, options.drain, options.dry_run, pod)
+    policy = Policy(options.on_rebalance, options.on_maintenance)
+    settings = Settings(options.node_name, options.poll_seconds, options.drain, options.dry_run, pod, policy)
     with asyncio.Runner() as runner:
-        source = SOURCES[options.provider](options)
+        source = choose(options.provider, options.eci_socket)
         runner.run(serve(settings, in_cluster(host, port), source, options.metrics_port))
     return 0
 
@@ -77,11 +74,18 @@ def parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
         )
 
     option("--node-name", "NODE_NAME", None, "the Node this agent runs on")
-    option("--provider", "SPOT_PROVIDER", ECI, "whose notices: " + ", ".join(SOURCES), _provider)
-    option("--eci-socket", "SPOT_ECI_SOCKET", SOCKET, "the ECI guest agent's Unix socket")
+    option("--provider", "SPOT_PROVIDER", "eci", "whose notices: " + ", ".join(PROVIDERS), _provider)
+    option("--eci-socket", "SPOT_ECI_SOCKET", ECI_SOCKET, "the ECI guest agent's Unix socket")
     option("--poll-seconds", "SPOT_POLL_SECONDS", "1", "time between two questions to the source", _seconds)
     option("--metrics-port", "SPOT_METRICS_PORT", "9808", "port of /livez, /readyz and /metrics", _port)
     option("--drain", "SPOT_DRAIN", "true", "false: only mark and cordon the node", _boolean)
+    warned = "taint (and tell), drain, or ignore"
+    option(
+        "--on-rebalance", "SPOT_ON_REBALANCE", "taint", f"at a rebalance recommendation: {warned}", _response
+    )
+    option(
+        "--on-maintenance", "SPOT_ON_MAINTENANCE", "taint", f"at a far-off maintenance: {warned}", _response
+    )
     option("--dry-run", "SPOT_DRY_RUN", "false", "true: log what would be done, change nothing", _boolean)
     option("--pod-name", "POD_NAME", "", "this pod, to replace it when its socket is dead")
     option("--pod-namespace", "POD_NAMESPACE", "default", "the namespace of this pod")
@@ -90,9 +94,17 @@ def parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 
 
 def _provider(text: str) -> str:
-    if text not in SOURCES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of the known providers: {', '.join(SOURCES)}")
+    if text not in PROVIDERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of the known providers: {', '.join(PROVIDERS)}")
     return text
+
+
+def _response(text: str) -> Response:
+    try:
+        return Response(text.lower())
+    except ValueError:
+        known = ", ".join(response.value for response in Response)
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {known}") from None
 
 
 def _seconds(text: str) -> float:

@@ -14,13 +14,16 @@ from spot_training.node.drain import backoff
 from spot_training.node.logs import fields
 from spot_training.node.marks import Marks
 from spot_training.node.metrics import Metrics
-from spot_training.node.notice import Active, Limits, Notice
+from spot_training.node.notice import MAINTENANCE, REBALANCE, Active, Limits, Notice
 from spot_training.node.situation import Settings, Situation, wait
 
 log = logging.getLogger(__name__)
 
 RECHECK_SECONDS: Final = 5.0
 """While a notice stands: others write whole Node objects and lose taints in doing so."""
+
+WARNED_RECHECK_SECONDS: Final = 60.0
+"""The same for a notice that only warns, which may stand for weeks on many nodes."""
 
 QUICK_CONFLICTS: Final = 5
 """So many conflicts in a row are answered at once with a fresh look; it is the cordon itself that causes them."""
@@ -46,11 +49,11 @@ class Marker:
         """Keep the Node's marks right, for ever."""
         failures = 0
         while True:
-            goal = self._situation.goal
+            goal, warning = self._situation.goal, self._situation.warning
             pause: float | None
             try:
                 await self._pass()
-                failures, pause = 0, RECHECK_SECONDS if goal else None
+                failures, pause = 0, RECHECK_SECONDS if goal else WARNED_RECHECK_SECONDS if warning else None
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 failures += 1
                 quick = QUICK_CONFLICTS if isinstance(error, ApiError) and error.code == 409 else 0
@@ -76,20 +79,19 @@ class Marker:
         node = await self._client.get(path)
         if not situation.recalled.is_set():
             self._recall(node)
-        goal = situation.goal
-        wanted = _marks(goal) if goal else None
+        goal, warning = situation.goal, situation.warning
+        wanted = _marks(goal, False) if goal else _marks(warning, True) if warning else None
         patch = marks.apply(node, wanted, situation.now()) if wanted else marks.undo(node)
         if patch and not self._settings.dry_run:
             before, node = marks.read(node), await self._client.patch(path, patch, JSON_PATCH)
-            self._patched(goal, wanted or before)
+            self._patched(before, wanted)
         elif patch and not situation.attempted:
-            log.info(
-                "dry run: would patch the node", extra=fields(notice=goal and goal.notice.id, patch=patch)
-            )
+            name = wanted and wanted.notice_id
+            log.info("dry run: would patch the node", extra=fields(notice=name, patch=patch))
         if goal is not None and not situation.attempted:
             situation.attempted = True
             situation.tell(by=self._changed)
-        if wanted is None:
+        if wanted is None or wanted.warns:
             conditions: tuple[marks.Condition, ...] = marks.withdrawn(node)
         else:
             conditions = marks.draining(wanted, situation.drained) if self._settings.drain else ()
@@ -111,23 +113,30 @@ class Marker:
         log.info("found the marks of a notice on the node", extra=fields(notice=known.id))
         situation.tell()
 
-    def _patched(self, goal: Active | None, about: Marks | None) -> None:
+    def _patched(self, before: Marks | None, after: Marks | None) -> None:
         """Log, count and announce what has just been stored."""
         situation = self._situation
-        name = about.notice_id if about else "unnamed"
-        if goal is None:
+        if after is None:
+            name = before.notice_id if before else "unnamed"
             log.info("took the marks off the node", extra=fields(notice=name))
             note = "no reclamation is announced any more"
             self._announcer.tell("NoticeWithdrawn", note, notice=name, now=situation.now())
             return
-        log.info("marked the node", extra=fields(notice=name, deadline=format_time(goal.deadline)))
-        if situation.noticed is not None:
+        name, due = after.notice_id, None if after.deadline is None else format_time(after.deadline)
+        log.info("marked the node", extra=fields(notice=name, deadline=due, warns=after.warns))
+        if situation.noticed is not None and not after.warns:
             self._metrics.cordon_seconds.observe(asyncio.get_running_loop().time() - situation.noticed)
             situation.noticed = None
-            note = f"this node is taken away at {format_time(goal.deadline)}"
-            self._announcer.tell("SpotReclaim", note, notice=name, now=situation.now(), warning=True)
+        if before is not None and (before.notice_id, before.warns) == (name, after.warns):
+            return
+        when = f" at {due}" if due else ""
+        note = f"this node is taken away{when}"
+        if after.kind in (REBALANCE, MAINTENANCE):
+            note = f"the cloud announces a {after.kind} of this node{when}"
+        reason = "SpotWarning" if after.warns else "SpotReclaim"
+        self._announcer.tell(reason, note, notice=name, now=situation.now(), warning=True)
 
 
-def _marks(goal: Active) -> Marks:
-    stated = goal.notice
-    return Marks(stated.id, stated.kind, stated.source, goal.deadline, goal.first_seen)
+def _marks(known: Active, warns: bool) -> Marks:
+    stated = known.notice
+    return Marks(stated.id, stated.kind, stated.source, known.deadline, known.first_seen, warns)

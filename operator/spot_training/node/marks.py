@@ -19,6 +19,8 @@ AGENT: Final = "spot.training/agent"
 """The value of ``cordoned-by`` where the node was schedulable before us. Without it the cordon is somebody else's."""
 
 EFFECT: Final = "NoSchedule"
+WARNING_EFFECT: Final = "PreferNoSchedule"
+"""Of a notice that only warns: new pods go elsewhere if they can, and the operator stops nothing for it."""
 
 ANNOTATIONS: Final = (
     names.NOTICE_ID,
@@ -33,13 +35,17 @@ ANNOTATIONS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What the marks say. Times are seconds since the epoch by the API server's clock, None where unreadable."""
+    """What the marks say. Times are seconds since the epoch by the API server's clock, None where unreadable.
+
+    ``warns``: the node is tainted with ``PreferNoSchedule`` and not cordoned. A rebalance has no deadline.
+    """
 
     notice_id: str
     kind: str
     source: str
     deadline: float | None
     noticed_at: float | None
+    warns: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,35 +70,47 @@ def read(node: Json) -> Marks | None:
         source=annotations.get(names.NOTICE_SOURCE) or "unnamed",
         deadline=_time(annotations.get(names.RECLAIM_DEADLINE)),
         noticed_at=_time(annotations.get(names.NOTICED_AT)),
+        warns=taint is not None and taint["effect"] == WARNING_EFFECT,
     )
 
 
 def apply(node: Json, marks: Marks, now: float) -> list[Json]:
-    """The JSON Patch that marks, taints and cordons the Node in one write; ``now`` is recorded the first time."""
+    """The JSON Patch that marks, taints and cordons the Node in one write; ``now`` is recorded the first time.
+
+    Marks that only warn take our cordon away, where an earlier notice made one.
+    """
+    present = node["metadata"].get("annotations") or {}
     wanted = {
         names.NOTICE_ID: marks.notice_id,
         names.NOTICE_KIND: marks.kind,
         names.NOTICE_SOURCE: marks.source,
     }
+    stale = set() if marks.deadline is not None else {names.RECLAIM_DEADLINE}
     if marks.deadline is not None:
         wanted[names.RECLAIM_DEADLINE] = format_time(marks.deadline)
     if marks.noticed_at is not None:
         wanted[names.NOTICED_AT] = format_time(marks.noticed_at)
-    if names.CORDONED_AT not in (node["metadata"].get("annotations") or {}):
-        wanted[names.CORDONED_AT] = format_time(now)
     patch: list[Json] = []
-    if not node["spec"].get("unschedulable"):
-        wanted[names.CORDONED_BY] = AGENT
-        patch.append({"op": "add", "path": "/spec/unschedulable", "value": True})
-    return _tested(node, patch + _add_taint(node, marks.kind) + _annotate(node, wanted))
+    if marks.warns:
+        patch += _uncordon(node)
+        stale |= {names.CORDONED_BY, names.CORDONED_AT}
+    else:
+        if names.CORDONED_AT not in present:
+            wanted[names.CORDONED_AT] = format_time(now)
+        if not node["spec"].get("unschedulable"):
+            wanted[names.CORDONED_BY] = AGENT
+            patch.append({"op": "add", "path": "/spec/unschedulable", "value": True})
+    taints = _add_taint(node, marks.kind, WARNING_EFFECT if marks.warns else EFFECT)
+    removed = [
+        {"op": "remove", "path": _annotation(name)} for name in ANNOTATIONS if name in stale & set(present)
+    ]
+    return _tested(node, patch + taints + removed + _annotate(node, wanted))
 
 
 def undo(node: Json) -> list[Json]:
     """The JSON Patch that takes away what is ours, and nothing else: a foreign cordon stays."""
     annotations = node["metadata"].get("annotations") or {}
-    patch: list[Json] = []
-    if annotations.get(names.CORDONED_BY) == AGENT and node["spec"].get("unschedulable"):
-        patch.append({"op": "remove", "path": "/spec/unschedulable"})
+    patch = _uncordon(node)
     ours = [index for index, taint in enumerate(_taints(node)) if taint["key"] == names.TAINT_RECLAIM]
     # From the end, so that each index still means what it meant.
     patch += [{"op": "remove", "path": f"/spec/taints/{index}"} for index in reversed(ours)]
@@ -152,16 +170,28 @@ def condition_patch(node: Json, wanted: Iterable[Condition], now: float) -> Json
     return {"status": {"conditions": changed}} if changed else None
 
 
-def _add_taint(node: Json, kind: str) -> list[Json]:
-    taint = {"key": names.TAINT_RECLAIM, "value": kind, "effect": EFFECT}
+def _uncordon(node: Json) -> list[Json]:
+    ours = (node["metadata"].get("annotations") or {}).get(names.CORDONED_BY) == AGENT
+    return (
+        [{"op": "remove", "path": "/spec/unschedulable"}]
+        if ours and node["spec"].get("unschedulable")
+        else []
+    )
+
+
+def _add_taint(node: Json, kind: str, effect: str) -> list[Json]:
+    """One taint of ours, with this effect: the first that is there is made so, any other is taken away."""
+    taint = {"key": names.TAINT_RECLAIM, "value": kind, "effect": effect}
     taints = _taints(node)
     if not taints:
         return [{"op": "add", "path": "/spec/taints", "value": [taint]}]
-    for index, present in enumerate(taints):
-        if present["key"] == taint["key"] and present["effect"] == EFFECT:
-            same = present.get("value") == kind
-            return [] if same else [{"op": "replace", "path": f"/spec/taints/{index}", "value": taint}]
-    return [{"op": "add", "path": "/spec/taints/-", "value": taint}]
+    ours = [index for index, present in enumerate(taints) if present["key"] == taint["key"]]
+    if not ours:
+        return [{"op": "add", "path": "/spec/taints/-", "value": taint}]
+    first, *others = ours
+    same = (taints[first].get("value"), taints[first]["effect"]) == (kind, effect)
+    patch = [] if same else [{"op": "replace", "path": f"/spec/taints/{first}", "value": taint}]
+    return patch + [{"op": "remove", "path": f"/spec/taints/{index}"} for index in reversed(others)]
 
 
 def _annotate(node: Json, wanted: dict[str, str]) -> list[Json]:

@@ -4,11 +4,22 @@ Pure: answers and a clock in, notices out. A source answers one of three things,
 a metadata service that restarts must not take back a notice, and a broken one must not make one.
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 RECLAIM: Final = "reclaim"
 """The kind of a notice after which the machine is taken away."""
+
+REBALANCE: Final = "rebalance"
+"""The machine is more likely than others to be taken; it names no time and may come to nothing."""
+
+MAINTENANCE: Final = "maintenance"
+"""The machine stops or restarts at a time that is often days ahead."""
+
+FAR_SECONDS: Final = 90 * 86_400.0
+"""A maintenance further ahead than this cannot be meant."""
 
 ANSWERS_TO_WITHDRAW: Final = 3
 """One 404 from a guest agent that restarts proves nothing; three in a row do."""
@@ -34,13 +45,15 @@ class Notice:
     """One notice as its source states it.
 
     ``id`` stays the same however often the notice is read. ``says`` is the time that the source names, in seconds
-    since the epoch by the cloud's clock, or None where it names none.
+    since the epoch by the cloud's clock, or None where it names none. ``minimum``: the seconds that are documented
+    for just this notice, where they are not the source's.
     """
 
     id: str
     kind: str
     source: str
     says: float | None
+    minimum: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +63,13 @@ class Nothing:
 
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """The source answered: all of these are scheduled."""
+    """The source answered: all of these are scheduled.
+
+    ``missing``: why there may be more, where only some of a source's questions were answered; empty: these are all.
+    """
 
     notices: tuple[Notice, ...]
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +87,8 @@ Answer = Nothing | Notices | Unknown
 class Active:
     """A notice that stands.
 
-    ``first_seen`` and ``deadline`` are seconds since the epoch by the API server's clock. ``absent`` counts the
+    ``first_seen`` and ``deadline`` are seconds since the epoch by the API server's clock; a rebalance has no
+    deadline. ``absent`` counts the
     explicit answers in a row that did not list it. ``held``: found on the Node by an agent that has just
     started and has not asked the source yet, or was told "nothing" by it: nothing more is removed for its sake
     until the source confirms it or cannot be asked.
@@ -78,21 +96,26 @@ class Active:
 
     notice: Notice
     first_seen: float
-    deadline: float
+    deadline: float | None
     absent: int = 0
     held: bool = False
 
 
-def settle(says: float | None, first_seen: float, limits: Limits) -> float:
-    """The deadline to act by, from what the source says.
+def settle(notice: Notice, first_seen: float, limits: Limits) -> float | None:
+    """The deadline to act by, from what the source says; None for a kind that has none.
 
     No time: first seen + the documented minimum. Further ahead than the source can mean (a wrong time zone, a
     wrong clock): the horizon, because that something is scheduled is still the best that is known. Longer ago than the
-    horizon: no deadline of a machine that still runs, so as if there were no time.
+    horizon: no deadline of a machine that still runs, so as if there were no time. So is a maintenance whose time
+    has come before it was seen: its time is the earliest possible one.
     """
-    if says is None or says < first_seen - limits.horizon:
-        return first_seen + limits.minimum
-    return min(says, first_seen + limits.horizon)
+    if notice.kind == REBALANCE:
+        return None
+    far = notice.kind == MAINTENANCE
+    horizon = FAR_SECONDS if far else limits.horizon
+    if notice.says is None or notice.says < first_seen - (0.0 if far else horizon):
+        return first_seen + (limits.minimum if notice.minimum is None else notice.minimum)
+    return min(notice.says, first_seen + horizon)
 
 
 def observe(active: tuple[Active, ...], answer: Answer, now: float, limits: Limits) -> tuple[Active, ...]:
@@ -101,15 +124,17 @@ def observe(active: tuple[Active, ...], answer: Answer, now: float, limits: Limi
         # The row of explicit answers is broken, and a drain that was found half done goes on without the source.
         return tuple(replace(known, absent=0, held=False) for known in active if not _over(known, now))
     listed = {notice.id: notice for notice in answer.notices} if isinstance(answer, Notices) else {}
+    complete = not (isinstance(answer, Notices) and answer.missing)
     result = []
     for known in active:
         if known.notice.id in listed:
-            del listed[known.notice.id]
-            result.append(replace(known, absent=0, held=False))
-        elif known.absent + 1 < ANSWERS_TO_WITHDRAW and not _over(known, now):
+            result.append(_restated(known, listed.pop(known.notice.id), now, limits))
+        elif not complete and not _over(known, now):
+            result.append(replace(known, absent=0))
+        elif complete and known.absent + 1 < ANSWERS_TO_WITHDRAW and not _over(known, now):
             result.append(replace(known, absent=known.absent + 1))
     for notice in listed.values():
-        result.append(Active(notice, now, settle(notice.says, now, limits)))
+        result.append(Active(notice, now, settle(notice, now, limits)))
     return tuple(result)
 
 
@@ -123,16 +148,30 @@ def recall(
     since = now if first_seen is None else min(first_seen, now)
     for known in active:
         if known.notice.id == notice.id:
-            deadline = settle(known.notice.says, since, limits)
+            deadline = settle(known.notice, since, limits)
             older = replace(known, first_seen=since, deadline=deadline)
             return tuple(older if other is known else other for other in active)
-    return (*active, Active(notice, since, settle(notice.says, since, limits), held=True))
+    return (*active, Active(notice, since, settle(notice, since, limits), held=True))
 
 
-def earliest(active: tuple[Active, ...]) -> Active | None:
-    """The notice that the marks carry: the one with the earliest deadline."""
-    return min(active, key=lambda known: (known.deadline, known.notice.id), default=None)
+def earliest(active: Iterable[Active]) -> Active | None:
+    """The one with the earliest deadline; none comes after all."""
+    return min(active, key=lambda known: (_deadline(known), known.notice.id), default=None)
+
+
+def _restated(known: Active, stated: Notice, now: float, limits: Limits) -> Active:
+    """A notice that is listed again, perhaps with another time, or without one because it has begun."""
+    deadline = known.deadline
+    if stated.says is None and known.notice.says is not None and deadline is not None:
+        deadline = min(deadline, settle(stated, now, limits) or deadline)
+    elif stated.says != known.notice.says:
+        deadline = settle(stated, known.first_seen, limits)
+    return Active(stated, known.first_seen, deadline)
 
 
 def _over(known: Active, now: float) -> bool:
-    return now > known.deadline + OVER_SECONDS
+    return now > _deadline(known) + OVER_SECONDS
+
+
+def _deadline(known: Active) -> float:
+    return math.inf if known.deadline is None else known.deadline

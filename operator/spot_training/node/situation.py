@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from spot_training.node import notice
 from spot_training.node.notice import Active
+from spot_training.node.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Settings:
     drain: bool = True
     dry_run: bool = False
     pod: tuple[str, str] | None = None
+    policy: Policy = field(default_factory=Policy)
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Situation:
     """
 
     clock_offset: Callable[[], float]
+    policy: Policy
     active: tuple[Active, ...] = ()
     attempted: bool = False
     drained: bool = False
@@ -48,8 +50,13 @@ class Situation:
 
     @property
     def goal(self) -> Active | None:
-        """The notice to act on."""
-        return notice.earliest(self.active)
+        """The notice to empty the node for."""
+        return self.policy.to_drain_for(self.active, self.now())
+
+    @property
+    def warning(self) -> Active | None:
+        """The notice to taint the node for, where there is none to empty it for."""
+        return self.policy.to_warn_of(self.active, self.now())
 
     def listener(self) -> asyncio.Event:
         """An event of the caller's own, set at every change."""

@@ -212,6 +212,7 @@ CLAIMS = [
     (Claim("claim", "u", deleting=True), "", "ClaimDeleting"),
     (Claim("claim", "u", phase="Lost"), "", "ClaimLost"),
     (Claim("claim", "u", modes=("ReadWriteOnce",)), "", "ClaimNotShareable"),
+    (Claim("claim", "u", modes=("ReadOnlyMany",)), "", "ClaimReadOnly"),
     (Claim("claim", "u"), "other", "ClaimInUse"),
 ]
 
@@ -345,6 +346,7 @@ def test_what_the_api_server_does_not_let_be_created_is_said() -> None:
     scene.step()
     assert scene.why() == ("False", "Starting")
     assert "exceeded quota" in scene.condition().message
+    assert [story.reason for story in scene.plan.stories] == ["CreateFailed"]
     scene.obstacle = ""
     scene.step()
     assert "quota" not in scene.condition().message

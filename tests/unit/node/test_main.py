@@ -10,6 +10,8 @@ import pytest
 
 from spot_training.node.logs import JsonFormatter, fields
 from spot_training.node.main import main, parser
+from spot_training.node.policy import Response
+from spot_training.node.sources.choice import PROVIDERS, choose
 
 
 def test_everything_can_be_set_by_the_environment() -> None:
@@ -21,6 +23,8 @@ def test_everything_can_be_set_by_the_environment() -> None:
         "SPOT_METRICS_PORT": "1234",
         "SPOT_DRAIN": "False",
         "SPOT_DRY_RUN": "TRUE",
+        "SPOT_ON_REBALANCE": "Drain",
+        "SPOT_ON_MAINTENANCE": "ignore",
         "POD_NAME": "p",
         "POD_NAMESPACE": "ns",
         "SPOT_LOG_LEVEL": "DEBUG",
@@ -34,6 +38,8 @@ def test_everything_can_be_set_by_the_environment() -> None:
         "metrics_port": 1234,
         "drain": False,
         "dry_run": True,
+        "on_rebalance": Response.DRAIN,
+        "on_maintenance": Response.IGNORE,
         "pod_name": "p",
         "pod_namespace": "ns",
         "log_level": "debug",
@@ -45,6 +51,7 @@ def test_defaults_need_only_the_node() -> None:
     options = parser({"NODE_NAME": "n1"}).parse_args([])
     assert (options.eci_socket, options.poll_seconds) == ("/run/eci-guest-agent.sock", 1.0)
     assert (options.drain, options.dry_run, options.metrics_port) == (True, False, 9808)
+    assert (options.on_rebalance, options.on_maintenance) == (Response.TAINT, Response.TAINT)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +61,7 @@ def test_defaults_need_only_the_node() -> None:
         ({"NODE_NAME": "n", "SPOT_PROVIDER": "dec"}, "'dec' is none of the known providers: eci"),
         ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "0"}, "not between 0.05 and 60 seconds"),
         ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "often"}, "--poll-seconds"),
+        ({"NODE_NAME": "n", "SPOT_ON_REBALANCE": "panic"}, "'panic' is none of taint, drain, ignore"),
         ({"NODE_NAME": "n", "SPOT_DRAIN": "perhaps"}, "neither true nor false"),
         ({"NODE_NAME": "n", "SPOT_METRICS_PORT": "99999"}, "is no port"),
         ({"NODE_NAME": "n", "SPOT_LOG_LEVEL": "loud"}, "is none of"),
@@ -102,3 +110,27 @@ def test_the_agent_needs_none_of_the_operators_libraries() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_only_the_chosen_providers_module_is_imported(provider: str) -> None:
+    code = (
+        "import sys, spot_training.node.main\n"
+        "from spot_training.node.sources.choice import PROVIDERS, choose\n"
+        f"choose({provider!r})\n"
+        "print([name for name in PROVIDERS if f'spot_training.node.sources.{name}' in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == f"[{provider!r}]"
+    assert choose(provider).name == provider
+
+
+def test_an_unknown_provider_is_named() -> None:
+    with pytest.raises(ValueError, match="'dec' is none of the known providers: eci, aws"):
+        choose("dec")

@@ -15,6 +15,8 @@ Json = dict[str, Any]
 
 NOW = 1_775_624_400.0  # 2026-04-08T05:00:00Z
 MARKS = Marks("eci-1775624400", "reclaim", "eci", NOW, NOW - 60)
+WARNING = Marks("aws-rebalance-1", "rebalance", "aws", None, NOW - 60, warns=True)
+WARNED = {"key": "spot.training/reclaim", "value": "rebalance", "effect": "PreferNoSchedule"}
 OURS = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
 POOL = {"key": "spot.training/capacity-type", "value": "spot", "effect": "NoSchedule"}
 CONTROLLERS = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
@@ -123,6 +125,33 @@ def test_reading_survives_what_people_do_to_marks(damaged: Json, read: Marks | N
     assert marks.read(damaged) == read
 
 
+def test_a_warning_taints_softly_and_does_not_cordon() -> None:
+    before = node([POOL], {"a": "b"})
+    after = patched(before, marks.apply(before, WARNING, NOW))
+    assert after["spec"] == {"taints": [POOL, WARNED]}
+    assert after["metadata"]["annotations"] == {
+        "a": "b",
+        "spot.training/notice-id": "aws-rebalance-1",
+        "spot.training/notice-kind": "rebalance",
+        "spot.training/notice-source": "aws",
+        "spot.training/noticed-at": "2026-04-08T04:59:00.000Z",
+    }
+    assert marks.read(after) == WARNING
+    assert marks.apply(after, WARNING, NOW) == []
+    assert patched(after, marks.undo(after)) == before
+
+
+@pytest.mark.parametrize("unschedulable", [None, True])
+def test_from_a_warning_to_a_reclamation_and_back(unschedulable: bool | None) -> None:
+    before = node([POOL], {"a": "b"}, unschedulable)
+    warned = patched(before, marks.apply(before, WARNING, NOW))
+    reclaimed = patched(warned, marks.apply(warned, MARKS, NOW))
+    assert reclaimed["spec"] == {"taints": [POOL, OURS], "unschedulable": True}
+    assert marks.read(reclaimed) == MARKS
+    assert patched(reclaimed, marks.apply(reclaimed, WARNING, NOW)) == warned
+    assert patched(reclaimed, marks.undo(reclaimed)) == before
+
+
 taint = st.fixed_dictionaries(
     {
         "key": st.sampled_from(["spot.training/reclaim", "a/b", "c"]),
@@ -137,16 +166,18 @@ taint = st.fixed_dictionaries(
     annotations=st.none() | st.dictionaries(st.sampled_from([*ANNOTATIONS, "a"]), st.just("x")),
     unschedulable=st.none() | st.booleans(),
 )
+@pytest.mark.parametrize(("wanted", "mark"), [(MARKS, OURS), (WARNING, WARNED)])
 def test_whatever_is_there_marks_are_whole_and_undone_whole(
-    taints: list[Json] | None, annotations: Json | None, unschedulable: bool | None
+    wanted: Marks, mark: Json, taints: list[Json] | None, annotations: Json | None, unschedulable: bool | None
 ) -> None:
     before = node(taints, annotations, unschedulable)
     original = copy.deepcopy(before)
-    after = patched(before, marks.apply(before, MARKS, NOW))
+    after = patched(before, marks.apply(before, wanted, NOW))
     assert before == original
-    assert marks.read(after) == MARKS
-    assert after["spec"]["unschedulable"] is True
-    assert after["spec"]["taints"].count(OURS) == 1
+    assert marks.read(after) == wanted
+    assert bool(after["spec"].get("unschedulable")) == (bool(unschedulable) or not wanted.warns)
+    assert [one for one in after["spec"]["taints"] if one["key"] == mark["key"]] == [mark]
+    assert marks.apply(after, wanted, NOW) == []
     foreign = [one for one in taints or [] if one["key"] != OURS["key"]]
     assert [one for one in after["spec"]["taints"] if one["key"] != OURS["key"]] == foreign
     restored = patched(after, marks.undo(after))

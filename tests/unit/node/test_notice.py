@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spot_training.node.notice import (
+    FAR_SECONDS,
     OVER_SECONDS,
     Active,
     Answer,
@@ -49,14 +50,15 @@ def after(*answers: Answer, active: tuple[Active, ...] = ()) -> tuple[Active, ..
     ],
 )
 def test_a_deadline_is_what_the_source_can_mean(says: float | None, deadline: float) -> None:
-    assert settle(says, NOW, LIMITS) == deadline
+    assert settle(notice(says), NOW, LIMITS) == deadline
 
 
 @given(says=st.none() | st.floats(-1e12, 1e12), seen=st.floats(0, 4e9))
 def test_settling_twice_changes_nothing(says: float | None, seen: float) -> None:
-    once = settle(says, seen, LIMITS)
+    once = settle(notice(says), seen, LIMITS)
+    assert once is not None
     assert seen - LIMITS.horizon <= once <= seen + LIMITS.horizon
-    assert settle(once, seen, LIMITS) == once
+    assert settle(notice(once), seen, LIMITS) == once
 
 
 SOON, LATER = notice(NOW + 60), notice(NOW + 120)
@@ -124,3 +126,57 @@ def test_what_was_found_on_the_node_tells_since_when_a_repeated_notice_stands() 
 def test_damaged_marks_mean_the_documented_minimum() -> None:
     (active,) = recall((), notice(None, "unnamed"), None, NOW, LIMITS)
     assert (active.first_seen, active.deadline) == (NOW, NOW + 60)
+
+
+@pytest.mark.parametrize(
+    ("says", "deadline"),
+    [
+        (NOW + 14 * 86_400, NOW + 14 * 86_400),
+        (NOW + 2 * FAR_SECONDS, NOW + FAR_SECONDS),
+        (NOW + 10, NOW + 10),
+        # It could begin at any moment: its time is the earliest possible one.
+        (NOW - 10, NOW + 60),
+        (NOW - 86_400, NOW + 60),
+        (None, NOW + 60),
+    ],
+)
+def test_a_maintenance_may_be_weeks_ahead(says: float | None, deadline: float) -> None:
+    assert settle(Notice("m", "maintenance", "aws", says), NOW, LIMITS) == deadline
+
+
+def test_a_rebalance_has_no_deadline_and_is_never_over_by_time() -> None:
+    (known,) = after(Notices((Notice("r", "rebalance", "aws", None),)))
+    assert known.deadline is None
+    assert observe((known,), Unknown("refused"), NOW + 1e9, LIMITS)
+    assert after(*[Nothing()] * 3, active=(known,)) == ()
+
+
+def test_a_notice_can_have_a_minimum_of_its_own() -> None:
+    assert settle(Notice("h", "reclaim", "aws", None, minimum=0.0), NOW, LIMITS) == NOW
+
+
+def test_a_partial_answer_withdraws_nothing_and_breaks_the_row() -> None:
+    partial = Notices((LATER,), missing="HTTP status 500")
+    answers = [Notices((SOON, LATER)), Notices((LATER,)), Notices((LATER,)), partial]
+    assert [one.notice.id for one in after(*answers, *[Notices((LATER,))] * 2)] == [SOON.id, LATER.id]
+    assert [one.notice.id for one in after(*answers, *[Notices((LATER,))] * 3)] == [LATER.id]
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then", "deadline"),
+    [
+        # Put off, brought forward, and begun before its time, which Azure tells by taking the time away.
+        ("maintenance", NOW + 9000, NOW + 90_000, NOW + 90_000),
+        ("maintenance", NOW + 90_000, NOW + 9000, NOW + 9000),
+        ("maintenance", NOW + 9000, None, NOW + 1 + 60),
+        ("reclaim", NOW + 100, NOW + 70, NOW + 70),
+        ("reclaim", NOW + 30, None, NOW + 30),
+        ("reclaim", NOW + 250, None, NOW + 1 + 60),
+    ],
+)
+def test_the_same_notice_with_another_time(
+    kind: str, first: float, then: float | None, deadline: float
+) -> None:
+    states = [Notices((Notice("e", kind, "azure", says),)) for says in (first, then, then)]
+    (known,) = after(*states)
+    assert (known.first_seen, known.deadline) == (NOW, deadline)

@@ -14,14 +14,13 @@ from spot_training.node.notice import Limits
 from spot_training.node.sources.dated import Dated
 
 NAME: Final = "eci"
-SOCKET: Final = "/run/eci-guest-agent.sock"
 URL: Final = "http://localhost/vm/metadata?key=spot_termination_time"
 
 LIMITS: Final = Limits(minimum=60.0, horizon=300.0)
 """Documented are one to two minutes. Five leave room for clocks that differ, and no wrong time zone fits in."""
 
 
-def eci(socket: str = SOCKET) -> Dated:
+def eci(socket: str) -> Dated:
     """The source behind the guest agent's socket."""
     return Dated(
         NAME, URL, LIMITS, lambda: aiohttp.UnixConnector(socket, force_close=True), parse_quoted_time
