@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--seconds-per-step", type=float, default=0.0, help="slow the program down, to interrupt it"
     )
     parser.add_argument("--print-every", type=int, default=10, metavar="STEPS")
+    parser.add_argument("--background", action="store_true", help="write checkpoints while training goes on")
     parser.add_argument("--directory", help="where to save outside the operator, which names its own")
     return parser.parse_args()
 
@@ -96,6 +97,7 @@ def main() -> None:
         total_steps=arguments.steps,
         save_every_steps=arguments.save_every,
         directory=arguments.directory,
+        background=arguments.background,
     )
     for step in training.steps():
         order = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)

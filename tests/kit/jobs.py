@@ -36,6 +36,8 @@ def torch_job(
     """The example's torch training as a SpotTrainingJob, with its checkpoints on the claim of the same name."""
     command = [
         "python3",
+        "-m",
+        "spot_training.train",
         "/opt/examples/train.py",
         f"--steps={steps}",
         f"--seconds-per-step={seconds_per_step}",

@@ -4,7 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -52,6 +52,7 @@ class Job:
     directory: Path
     world: int
     arguments: list[str]
+    launcher: list[str]
     attempts: list[list[Rank]] = field(default_factory=list)
 
     def start(self, **variables: str) -> list[Rank]:
@@ -81,7 +82,7 @@ class Job:
                 **variables,
             }
             process = subprocess.Popen(
-                [sys.executable, str(ROOT / "examples" / "train.py"), "--print-every", "1", *self.arguments],
+                [sys.executable, *self.launcher, str(ROOT / "examples" / "train.py"), *self.arguments],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -114,10 +115,11 @@ class Job:
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     made: list[Job] = []
 
-    def make(world: int, *arguments: str) -> Job:
+    def make(world: int, *arguments: str, launcher: Sequence[str] = ()) -> Job:
         directory = tmp_path / f"job-{len(made)}"
         directory.mkdir()
-        made.append(Job(directory, world, ["--save-every", "8", *arguments]))
+        words = ["--save-every", "8", "--print-every", "1", *arguments]
+        made.append(Job(directory, world, words, list(launcher)))
         return made[-1]
 
     return make

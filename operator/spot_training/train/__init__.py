@@ -9,10 +9,11 @@
 It needs the standard library, and torch where the program itself uses it. `Training` tells all of it.
 """
 
-from spot_training.train.checkpoint import Preempted, Save, Training
+from spot_training.train.checkpoint import Training
 from spot_training.train.ranks import PeerLostError
+from spot_training.train.signals import Preempted
 from spot_training.train.state import UnsavableStateError
-from spot_training.train.store import CheckpointError, PassedOver
+from spot_training.train.store import CheckpointError, PassedOver, Save
 
 __all__ = [
     "CheckpointError",

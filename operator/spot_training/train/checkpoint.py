@@ -26,54 +26,27 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from spot_training.train import report
-from spot_training.train.environment import ENV_CHECKPOINT_DIR, Settings
+from spot_training.train.environment import Settings
 from spot_training.train.ranks import find_ranks, is_lost_peer
 from spot_training.train.report import TerminationLog, log
-from spot_training.train.signals import StopSignals
+from spot_training.train.signals import EXIT_PREEMPTED, Preempted, StopSignals
 from spot_training.train.state import check_parts, portable_extras
-from spot_training.train.store import CheckpointError, PassedOver, Place, Store
+from spot_training.train.store import PassedOver, Place, Save, Store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
     from types import TracebackType
 
+    from spot_training.train.background import Background
     from spot_training.train.state import Part
     from spot_training.train.store import Saved
 
-EXIT_PREEMPTED: Final = 143
-"""128 + SIGTERM: what a process gives that SIGTERM has ended."""
 _DEFAULT_SAVE_SECONDS: Final = 600.0
 _REPORT_SECONDS: Final = 5.0
-
-
-class Preempted(SystemExit, KeyboardInterrupt):
-    """The program was told to stop, has saved, and ends with exit code 143.
-
-    A SystemExit, so that the interpreter ends quietly with that code; a KeyboardInterrupt too, for programs
-    that clean up in ``except KeyboardInterrupt``.
-    """
-
-
-class Save:
-    """A save that has been begun. Today it has ended when `Training.save` returns; do not count on that."""
-
-    def __init__(self, saved: Saved) -> None:
-        self._saved = saved
-        self.step: int = saved.step
-
-    def wait(self) -> float:
-        """Wait until the checkpoint is on the disk, and return the seconds that the save took.
-
-        Raises CheckpointError where it could not be saved; earlier checkpoints are untouched then.
-        """
-        if self._saved.problem:
-            raise CheckpointError(f"could not save step {self.step}: {self._saved.problem}")
-        return self._saved.seconds
 
 
 class Training:
@@ -89,6 +62,10 @@ class Training:
     `save_every_seconds` seconds (else as the operator says, else, with neither, every ten minutes); the newest
     `keep` stay. `directory` is for runs outside the operator; the one that the operator mounts goes before it.
 
+    With `background` a save only copies the state to host memory, for which there must be room, and is written
+    while the program goes on; one at a time: the next waits for it. With several ranks it counts from the next step
+    on at which all have written. A save that fails is told at one of the next steps. The last one is waited for.
+
     With several ranks, make it after ``init_process_group`` on all of them. Raises ValueError, TypeError and
     RuntimeError for arguments and surroundings that make no sense, CheckpointError where the directory is unusable.
     """
@@ -103,6 +80,7 @@ class Training:
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,
         keep: int = 2,
+        background: bool = False,
     ) -> None:
         settings = Settings.read()
         self.total_steps = total_steps
@@ -121,6 +99,9 @@ class Training:
         self._checkpoint_step: int | None = None
         self._checkpoint_time: float | None = None
         self._save_seconds = 0.0  # of this attempt's last save
+        self._stall_seconds = 0.0  # that the last save has kept the program from its steps
+        self._background = background
+        self._begun: tuple[Save, Background[Saved]] | None = None  # the save that is under way
         self._load_seconds: float | None = None
         self._trouble: str | None = None  # why the last save failed
         self._own_step: int | None = None  # of the newest checkpoint in our own directory
@@ -128,12 +109,13 @@ class Training:
         self._stopping = False  # what all ranks know; `stopping` is what this one knows
         self._left: float | None = None  # of the grace, in seconds, when the ranks last spoke; None: no bound
         self._loaded = self._completed = False
+        self._knows_step = False
         report.show_log()
         self._previous_hook = sys.excepthook
         sys.excepthook = self._on_uncaught  # from here on, what goes wrong is told to the operator
         _check_positive(total_steps=total_steps, keep=keep)
         _check_positive(save_every_steps=save_every_steps, save_every_seconds=save_every_seconds)
-        place = Place(_directory(settings, directory), settings.fence, settings.attempt, settings.resume_dir)
+        place = Place(settings.directory(directory), settings.fence, settings.attempt, settings.resume_dir)
         common, own = check_parts(state, "state"), check_parts(per_rank or {}, "per_rank")
         self._signals = StopSignals()
         if not self._signals.install():
@@ -168,15 +150,18 @@ class Training:
     def load(self) -> int:
         """Load the newest whole checkpoint into the state and return its step; 0 from scratch.
 
-        Ends the process, as `stop` does, where it has been told to stop meanwhile. A second call does nothing.
-        Raises CheckpointError where there are checkpoints and none is whole: to begin anew, and to compute days
-        again, must be someone's decision.
+        Ends the process, as `stop` does but without a save, where it has been told to stop before that. A second
+        call does nothing. Raises CheckpointError where there are checkpoints and none is whole: to begin anew, and
+        to compute days again, must be someone's decision.
         """
         if self._loaded:
             return self.step
         self._loaded = True
+        if self._store.completed is None and self.should_stop():
+            self._leave_unbegun()  # a large checkpoint takes time to load
         began = time.monotonic()
         loaded = self._store.load()
+        self._knows_step = True
         self._last_save = time.monotonic()
         if loaded is None:
             self._say("started from scratch (attempt %d)", self._store.attempt, event="started")
@@ -200,7 +185,7 @@ class Training:
             self.extras.update(self._store.completed.get("extras", {}))
         self._tell(report.RUNNING)
         if not self.finished and self.should_stop():
-            self.stop()
+            self._leave_unbegun()
         return self.step
 
     def step_done(self) -> None:
@@ -227,26 +212,18 @@ class Training:
         A save that fails is logged and told in the termination message, and the program goes on with what it
         had; `Save.wait` raises.
         """
-        saved = self._store.save(self.step, portable_extras(self.extras))
-        self._last_save = time.monotonic()
-        self._trouble = saved.problem
-        if saved.problem:
-            facts = {"event": "save-failed", "step": self.step}
-            have = "none yet" if self._checkpoint_step is None else f"step {self._checkpoint_step}"
-            log.error(
-                "could not save step %d: %s; the newest checkpoint is %s",
-                self.step,
-                saved.problem,
-                have,
-                extra=facts,
-            )
+        began = time.monotonic()
+        self._settle()
+        extras, save = portable_extras(self.extras), Save(self.step, self._settle)
+        if self._background and not self._stopping:
+            self._begun = (save, self._store.begin_save(self.step, extras))
         else:
-            self._saved_here = True
-            self._own_step = self._checkpoint_step = saved.step
-            self._checkpoint_time, self._save_seconds = saved.time, saved.seconds
-            self._say("saved step %d in %.2f s", saved.step, saved.seconds, event="saved")
-        self._tell(report.RUNNING)
-        return Save(saved)
+            saved = self._store.save(self.step, extras)
+        self._last_save = time.monotonic()
+        self._stall_seconds = self._last_save - began
+        if not self._begun:
+            self._note(save, saved)
+        return save
 
     def stop(self) -> NoReturn:
         """Save, unless it is saved or the grace is too short, and end the process with exit code 143.
@@ -255,18 +232,18 @@ class Training:
         grace, where this attempt has saved before: it would only put at risk what it cannot replace.
         """
         self._consult()
-        left = "" if self._left is None else f", {max(0.0, self._left):.0f} s left"
-        why = f"told to stop ({self._signals.told.name})" if self._signals.told else "stopping"
+        if self._begun:
+            self._settle()
+            self._consult()  # of the grace, less is left
         if self._own_step == self.step:
-            self._say("%s: step %d is saved%s", why, self.step, left, event="stopping")
+            self._say_stopping(f"step {self.step} is saved")
         elif self._saved_here and self._left is not None and self._left < self._save_seconds:
-            self._say("%s: no time to save step %d%s", why, self.step, left, event="stopping")
+            self._say_stopping(f"no time to save step {self.step}")
         else:
-            self._say("%s: saving%s", why, left, event="stopping")
+            self._say_stopping("saving")
             self.save()
-        self._tell(report.PREEMPTED)
-        self._ranks.part()
-        raise Preempted(EXIT_PREEMPTED)
+            self._settle()
+        self._leave()
 
     def complete(self, **extras: Any) -> None:
         """Save the last step and record, durably, that the program came to its end.
@@ -274,6 +251,7 @@ class Training:
         All ranks at the same point. `steps` calls it; call it again to add `extras` to what was recorded, such as
         the final accuracy (then each rank by itself, and rank 0's count).
         """
+        self._settle()
         self.extras.update(extras)
         again, self._completed = self._completed, True
         if again:
@@ -296,6 +274,15 @@ class Training:
         if sys.excepthook == self._on_uncaught:
             sys.excepthook = self._previous_hook
 
+    def _leave_unbegun(self) -> NoReturn:
+        self._say_stopping("no step has been done")
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        self._tell(report.PREEMPTED)
+        self._ranks.part()
+        raise Preempted(EXIT_PREEMPTED)
+
     def _consult(self) -> bool:
         """Exchange with all ranks who was told to stop, and return whether it is time to save.
 
@@ -305,15 +292,61 @@ class Training:
         told = self._signals.told
         since = 1 + int(1000 * (now - told.at)) if told else 0  # milliseconds, 0: not told
         due = self._every_seconds is not None and now - self._last_save >= self._every_seconds
-        since, by_first = self._ranks.largest((since, int(due and self._ranks.rank == 0)))
+        busy = int(self._begun is not None and self._begun[1].busy)
+        asked = (since, int(due and self._ranks.rank == 0), busy)
+        since, by_first, busy = self._ranks.largest(asked)
         self._stopping = self._stopping or since > 0
         if since and self._grace is not None:
             self._left = self._grace - since / 1000
+        if self._begun and not busy:
+            self._advance(time.monotonic())
         return bool(by_first)
+
+    def _settle(self) -> None:
+        """Wait for the save that is under way."""
+        began = time.monotonic()
+        while self._begun:
+            self._advance(began)
+            began = time.monotonic()
+
+    def _advance(self, began: float) -> None:
+        """Bring the save that is under way one part on; `began` is when the program began to wait for it."""
+        if not self._begun:
+            return
+        save, begun = self._begun
+        self._begun = None  # also where it raises: what has failed is not waited for again
+        ended = begun.advance()
+        self._stall_seconds += time.monotonic() - began
+        if ended:
+            self._note(save, ended[0])
+        else:
+            self._begun = (save, begun)
+
+    def _note(self, save: Save, saved: Saved) -> None:
+        """Take down how a save has ended, and tell it."""
+        save.saved = saved
+        self._trouble = saved.problem
+        if saved.problem:
+            facts = {"event": "save-failed", "step": saved.step}
+            have = "none yet" if self._checkpoint_step is None else f"step {self._checkpoint_step}"
+            words = "could not save step %d: %s; the newest checkpoint is %s"
+            log.error(words, saved.step, saved.problem, have, extra=facts)
+        else:
+            self._saved_here = True
+            self._own_step = self._checkpoint_step = saved.step
+            self._checkpoint_time, self._save_seconds = saved.time, saved.seconds
+            words = "saved step %d in %.2f s, training stood still for %.2f s"
+            self._say(words, saved.step, saved.seconds, self._stall_seconds, event="saved")
+        self._tell(report.RUNNING)
 
     def _completion(self) -> dict[str, Any]:
         extras = portable_extras(self.extras)
         return {"step": self.step, "totalSteps": self.total_steps, "time": time.time(), "extras": extras}
+
+    def _say_stopping(self, what: str) -> None:
+        left = "" if self._left is None else f", {max(0.0, self._left):.0f} s left"
+        why = f"told to stop ({self._signals.told.name})" if self._signals.told else "stopping"
+        self._say("%s: %s%s", why, what, left, event="stopping")
 
     def _say(self, message: str, *arguments: object, event: str) -> None:
         if self._ranks.rank == 0:
@@ -329,13 +362,14 @@ class Training:
         at = self._checkpoint_time
         record = {
             "reason": reason,
-            "step": self.step,
+            "step": self.step if self._knows_step else None,
             "totalSteps": self.total_steps,
             "checkpointStep": self._checkpoint_step,
             "checkpointTime": None if at is None else report.format_time(at),
             "saveSeconds": round(self._save_seconds, 3) if self._saved_here else None,
+            "stallSeconds": round(self._stall_seconds, 3) if self._saved_here else None,
             "loadSeconds": None if self._load_seconds is None else round(self._load_seconds, 3),
-            "resumedStep": self.resumed_step,
+            "resumedStep": self.resumed_step if self._knows_step else None,
         }
         optional = {
             "message": message or self._trouble,
@@ -352,22 +386,12 @@ class Training:
             self._tell(report.PREEMPTED, "interrupted within a step")
         elif is_lost_peer(error):
             # A failure that another process of this container has told is the cause; this is its consequence.
-            if self._termination_log.reason() != report.FAILED:
+            told = self._termination_log.read()
+            if told is None or told["reason"] != report.FAILED:
                 self._tell(report.PEER_LOST, str(error))
         else:
             self._tell(report.FAILED, f"{kind.__name__}: {error}")
         self._previous_hook(kind, error, trace)
-
-
-def _directory(settings: Settings, argument: str | os.PathLike[str] | None) -> Path:
-    """Where to save: what the operator mounted, else what the program says."""
-    if settings.checkpoint_dir:
-        return settings.checkpoint_dir
-    if argument is None:
-        raise ValueError(
-            f"no checkpoint directory: give Training(..., directory=...) or set {ENV_CHECKPOINT_DIR}"
-        )
-    return Path(argument)
 
 
 def _check_positive(**arguments: float | None) -> None:

@@ -60,6 +60,16 @@ class Settings:
             local_rank=_whole(env, ENV_LOCAL_RANK) or 0,
         )
 
+    def directory(self, argument: str | os.PathLike[str] | None) -> Path:
+        """Where to save: what the operator mounted, else what the program says. Raises ValueError for neither."""
+        if self.checkpoint_dir:
+            return self.checkpoint_dir
+        if argument is None:
+            raise ValueError(
+                f"no checkpoint directory: give Training(..., directory=...) or set {ENV_CHECKPOINT_DIR}"
+            )
+        return Path(argument)
+
 
 def _seconds(env: Mapping[str, str], name: str) -> float | None:
     text = env.get(name)

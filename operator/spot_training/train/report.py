@@ -96,13 +96,13 @@ class TerminationLog:
         finally:
             os.close(descriptor)
 
-    def reason(self) -> str | None:
-        """The reason that the message gives now; None where it is none of ours."""
+    def read(self) -> dict[str, Any] | None:
+        """The message as it is now; None where it is none of ours."""
         try:
-            reason = json.loads(self._path.read_bytes())["reason"]
-        except (OSError, ValueError, KeyError, TypeError):
+            record = json.loads(self._path.read_bytes())
+        except (OSError, ValueError):
             return None
-        return str(reason)
+        return record if isinstance(record, dict) and "reason" in record else None
 
 
 def _finite(value: Any) -> Any:

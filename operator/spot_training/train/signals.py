@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from types import FrameType
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+EXIT_PREEMPTED: Final = 143
+"""128 + SIGTERM: what a process gives that SIGTERM has ended."""
+
+
+class Preempted(SystemExit, KeyboardInterrupt):
+    """The program was told to stop, has saved, and ends with exit code 143.
+
+    A SystemExit, so that the interpreter ends quietly with that code; a KeyboardInterrupt too, for programs
+    that clean up in ``except KeyboardInterrupt``.
+    """
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spot_training.train import files, state
+from spot_training.train.background import Background, run_here
 from spot_training.train.directory import CheckpointDirectory
 from spot_training.train.fence import attempt_number
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
+from spot_training.train.snapshot import HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import BinaryIO
 
+    from spot_training.train.background import Steps
     from spot_training.train.ranks import Ranks
     from spot_training.train.state import Part
 
@@ -66,6 +69,30 @@ class Saved:
     problem: str | None
 
 
+class Save:
+    """A save that has been begun. In the background it goes on while the program does."""
+
+    def __init__(self, step: int, settle: Callable[[], None]) -> None:
+        self.step: int = step
+        self.saved: Saved | None = None
+        self._settle = settle
+
+    def wait(self) -> float:
+        """Wait until the checkpoint is on the disk, and return the seconds that the save took.
+
+        From then on, and not before, it is certain that it is not lost. With several ranks and saves in the
+        background, all wait at the same point. Raises CheckpointError where it could not be saved; earlier
+        checkpoints are untouched then.
+        """
+        if self.saved is None:
+            self._settle()
+        if self.saved is None:
+            raise CheckpointError(f"could not save step {self.step}: the save was broken off by an error")
+        if self.saved.problem:
+            raise CheckpointError(f"could not save step {self.step}: {self.saved.problem}")
+        return self.saved.seconds
+
+
 @dataclass(frozen=True)
 class Place:
     """Where checkpoints are, and as which attempt: what `CheckpointDirectory` takes."""
@@ -87,6 +114,7 @@ class Store:
         self._per_rank = per_rank
         self._keep = keep
         self._pruning = True
+        self._copies = HostCopies()
         self.passed_over: list[PassedOver] = []
         self._directory: CheckpointDirectory | None = None  # of rank 0 only
 
@@ -133,19 +161,41 @@ class Store:
 
         Raises what the program's own parts raise, and PeerLostError then on the other ranks.
         """
+        return run_here(self._save(step, extras, copy=False))
+
+    def begin_save(self, step: int, extras: dict[str, Any]) -> Background[Saved]:
+        """Copy the state as it is now to host memory, and save it while the program goes on; one at a time.
+
+        What `save` would raise comes from the result's `advance` and `finish`.
+        """
+        return Background(self._save(step, extras, copy=True), alone=self._ranks.size == 1)
+
+    def _save(self, step: int, extras: dict[str, Any], *, copy: bool) -> Steps[Saved]:
         began, at = time.monotonic(), time.time()
-        problem = None
+        manifest = problem = None
         try:
             path = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
-            stored = self._write_shares(path)
+            stored, seconds = yield from self._write_shares(path, began, copy=copy)
             manifest = Manifest(self.fence, self.attempt, step, at, self._ranks.size, extras, stored)
-            self._ask(lambda directory: directory.commit(manifest), "cannot write its manifest")
         except CheckpointError as error:
-            problem = str(error)
+            problem, seconds = str(error), time.monotonic() - began
+        ended = yield functools.partial(self._conclude, step, manifest, problem)
+        problem, last_seconds, at = self._ranks.from_first((*ended, at))
+        return Saved(step, seconds + last_seconds, at, problem)
+
+    def _conclude(
+        self, step: int, manifest: Manifest | None, problem: str | None
+    ) -> tuple[str | None, float]:
+        """Rank 0's last part: commit and remove old checkpoints, or remove what the failed save has left."""
+        began = time.monotonic()
         if self._directory:
+            if manifest:
+                try:
+                    self._directory.commit(manifest)
+                except OSError as error:
+                    problem = f"cannot write its manifest: {_words(error)}"
             self._directory.discard(step) if problem else self._prune(self._directory)
-        seconds, at = self._ranks.from_first((time.monotonic() - began, at))
-        return Saved(step, seconds, at, problem)
+        return problem, time.monotonic() - began
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record that the program came to its end. Raises CheckpointError on all ranks where that fails."""
@@ -165,29 +215,38 @@ class Store:
         own = {"state": state.capture(self._per_rank, "per_rank"), "random": state.random_states()}
         return (state.capture(self._parts, "state") if self._ranks.rank == 0 else None), own
 
-    def _write_shares(self, path: Path) -> dict[str, Written]:
-        """Every rank's files, written side by side. Raises as `save` does, CheckpointError for a disk's refusal."""
-        written: dict[str, Written] = {}
+    def _write_shares(
+        self, path: Path, began: float, *, copy: bool
+    ) -> Steps[tuple[dict[str, Written], float]]:
+        """Every rank's files, written side by side, and the seconds that the slowest rank took for it.
+
+        Raises as `save` does, CheckpointError for a disk's refusal.
+        """
+        contents: dict[str, Any] = {}
         failure: Exception | None = None
         try:
             common, own = self._capture()
-            contents = {f"rank-{self._ranks.rank:05d}{state.suffix()}": own}
+            contents[f"rank-{self._ranks.rank:05d}{state.suffix()}"] = own
             if common is not None:
                 contents[f"state{state.suffix()}"] = common
-            for name, content in contents.items():
-                written[name] = files.write_durably(path / name, functools.partial(state.write, content))
+            if copy:
+                contents = self._copies.take(contents)
         except Exception as error:  # whatever it is, the peers must hear of it before it is raised
-            failure = error
+            failure, contents = error, {}
+        taken = time.monotonic() - began
+        written, refusal, seconds = yield functools.partial(_write_files, path, contents)
+        failure = failure or refusal
         refused = isinstance(failure, OSError)
-        shares = self._ranks.gather((written, _words(failure) if failure else None, refused))
+        shares = self._ranks.gather((written, _words(failure) if failure else None, refused, taken + seconds))
         if failure and not refused:
             raise failure
-        for rank, (_, problem, by_disk) in enumerate(shares):
+        for rank, (_, problem, by_disk, _) in enumerate(shares):
             if problem and not by_disk:
                 raise PeerLostError(f"rank {rank} could not take its state: {problem}")
             if problem:
                 raise CheckpointError(f"rank {rank} cannot write: {problem}") from failure
-        return {name: file for share, _, _ in shares for name, file in share.items()}
+        files_of_all = {name: file for share, *_ in shares for name, file in share.items()}
+        return files_of_all, max(share[3] for share in shares)
 
     def _prune(self, directory: CheckpointDirectory) -> None:
         try:
@@ -268,6 +327,21 @@ def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
     if problem:
         raise CheckpointError(problem) from cause
     return results[0]
+
+
+def _write_files(
+    path: Path, contents: Mapping[str, Any]
+) -> tuple[dict[str, Written], Exception | None, float]:
+    """Write this rank's files: what was written, what went wrong, and the seconds that it took."""
+    began = time.monotonic()
+    written: dict[str, Written] = {}
+    failure: Exception | None = None
+    try:
+        for name, content in contents.items():
+            written[name] = files.write_durably(path / name, functools.partial(state.write, content))
+    except Exception as error:  # as above
+        failure = error
+    return written, failure, time.monotonic() - began
 
 
 def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None, str | None]:

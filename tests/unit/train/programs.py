@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class Surroundings:
         record: dict[str, Any] = json.loads(self.termination_log.read_text())
         return record
 
+    def environment(self, number: int) -> dict[str, str]:
+        """The variables of an attempt, for a process of its own."""
+        self.attempt(number)
+        return {name: value for name, value in os.environ.items() if name.startswith("SPOT_")}
+
     def path(self, number: int, step: int) -> Path:
         return self.directory / fence(number) / f"step-{step:012d}"
 
@@ -85,15 +91,23 @@ def save_steps(training: Training, weights: Weights, *steps: int) -> None:
 
 
 class Program:
-    """A Python program in a process of its own."""
+    """A Python interpreter in a process of its own, with the words that follow ``python``."""
 
-    def __init__(self, source: str, **env: str) -> None:
+    def __init__(
+        self,
+        *words: str,
+        env: Mapping[str, str],
+        stdin: int | None = None,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", source],
+            [sys.executable, *words],
             env={**os.environ, "PYTHONPATH": f"{OPERATOR}{os.pathsep}{Path(__file__).parents[3]}", **env},
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=prepare,
         )
 
     def read_until(self, wanted: str) -> None:

@@ -30,11 +30,6 @@ print("weights", weights.drawn)
 """
 
 
-def _env(surroundings: Surroundings, attempt: int) -> dict[str, str]:
-    surroundings.attempt(attempt)
-    return {name: value for name, value in os.environ.items() if name.startswith("SPOT_")}
-
-
 def _uninterrupted() -> list[float]:
     chance = random.Random(7)
     return [chance.random() for _ in range(40)]
@@ -55,7 +50,7 @@ def _train(surroundings: Surroundings, attempt: int, stop_at: int | None = None,
 def test_a_signal_ends_the_process_with_143_after_a_save_and_nothing_is_computed_twice(
     surroundings: Surroundings, number: signal.Signals
 ) -> None:
-    program = Program(LOOP, **_env(surroundings, 1), SPOT_GRACE_SECONDS="25")
+    program = Program("-c", LOOP, env={**surroundings.environment(1), "SPOT_GRACE_SECONDS": "25"})
     program.read_until("step 3")
     for _ in range(5):  # an impatient sender does no harm
         program.signal(number)
@@ -66,7 +61,7 @@ def test_a_signal_ends_the_process_with_143_after_a_save_and_nothing_is_computed
     assert report["checkpointStep"] == report["step"] >= 4
     assert f"told to stop ({number.name}): saving, 25 s left" in err
     assert "weights" not in out, "what follows the loop is for programs that have come to their end"
-    code, out, err = Program(LOOP, **_env(surroundings, 2)).end()
+    code, out, err = Program("-c", LOOP, env=surroundings.environment(2)).end()
     assert code == 0, err
     assert f"resumed from step {report['step']} (attempt 2, checkpoint of attempt 1)" in err
     assert out.splitlines()[0] == f"step {report['step']}"
@@ -74,7 +69,7 @@ def test_a_signal_ends_the_process_with_143_after_a_save_and_nothing_is_computed
 
 
 def test_killed_it_goes_on_from_the_last_save_and_the_message_tells_of_it(surroundings: Surroundings) -> None:
-    program = Program(LOOP, **_env(surroundings, 1))
+    program = Program("-c", LOOP, env=surroundings.environment(1))
     program.read_until("step 15")
     program.signal(signal.SIGKILL)
     assert program.end()[0] == -signal.SIGKILL
@@ -151,13 +146,29 @@ def test_a_loop_of_ones_own(surroundings: Surroundings) -> None:
     assert run(2, stop_at=None) == _uninterrupted()
 
 
-def test_told_to_stop_while_loading_it_stops_before_the_first_step(surroundings: Surroundings) -> None:
-    training = surroundings.open(1, Weights(), total_steps=40)
+def test_told_to_stop_before_the_first_step_it_neither_trains_nor_saves(surroundings: Surroundings) -> None:
+    with pytest.raises(Preempted):
+        _train(surroundings, 1, stop_at=14)
+    training = surroundings.open(2, Weights(), total_steps=40)
     os.kill(os.getpid(), signal.SIGTERM)
     assert training.stopping
     with pytest.raises(Preempted):
         list(training.steps())
-    assert surroundings.report()["step"] == 0
+    report = surroundings.report()
+    assert (report["reason"], report["step"], report["checkpointStep"]) == ("Preempted", None, None), (
+        "of the older attempts' steps it knows nothing yet"
+    )
+
+    class Told(Weights):
+        def load_state_dict(self, state: dict[str, Any], /) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Preempted):
+        list(surroundings.open(3, Told(), total_steps=40).steps())
+    report = surroundings.report()
+    assert (report["reason"], report["step"], report["checkpointStep"]) == ("Preempted", 15, 15)
+    assert (surroundings.steps(2), surroundings.steps(3)) == ([], [])
+    assert _train(surroundings, 4).drawn == _uninterrupted()
 
 
 def test_a_save_that_cannot_end_in_time_is_not_begun_over_what_there_is(surroundings: Surroundings) -> None:
@@ -199,7 +210,7 @@ def test_saves_come_by_the_clock_that_the_operator_sets(surroundings: Surroundin
 
 def test_the_users_own_error_is_told_with_its_class(surroundings: Surroundings) -> None:
     source = LOOP.replace("    time.sleep(0.01)", "    1 / (12 - step)")
-    code, _, err = Program(source, **_env(surroundings, 1)).end()
+    code, _, err = Program("-c", source, env=surroundings.environment(1)).end()
     assert code == 1
     assert "ZeroDivisionError" in err
     report = surroundings.report()

@@ -30,8 +30,26 @@ def _train_until_killed(surroundings: Surroundings, attempt: int, acknowledged: 
         os.write(acknowledged, training.step.to_bytes(8, "big"))
 
 
+def _train_until_killed_in_the_background(
+    surroundings: Surroundings, attempt: int, acknowledged: int
+) -> None:
+    """As above, but each save goes on while the next step changes the state, and is waited for only then."""
+    weights = Weights(padding=200_000)
+    training = surroundings.open(attempt, weights, background=True)
+    training.load()
+    while True:
+        training.step += 1
+        weights.drawn[:] = [float(training.step)]
+        save = training.save()
+        for _ in range(1000):
+            weights.drawn.append(0.0)
+        save.wait()
+        os.write(acknowledged, training.step.to_bytes(8, "big"))
+
+
+@pytest.mark.parametrize("train", [_train_until_killed, _train_until_killed_in_the_background])
 def test_killed_at_random_instants_nothing_torn_is_loaded_and_nothing_acknowledged_is_lost(
-    surroundings: Surroundings,
+    surroundings: Surroundings, train: Callable[[Surroundings, int, int], None]
 ) -> None:
     chance = random.Random(20261121)
     newest = 0
@@ -40,7 +58,7 @@ def test_killed_at_random_instants_nothing_torn_is_loaded_and_nothing_acknowledg
         child = os.fork()
         if child == 0:
             try:
-                _train_until_killed(surroundings, attempt, writer)
+                train(surroundings, attempt, writer)
             finally:
                 os._exit(1)
         os.close(writer)

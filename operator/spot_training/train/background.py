@@ -1,0 +1,83 @@
+"""Work that goes on while the program trains: in a thread, with no word between the ranks from there.
+
+What is to be done is a generator: it yields functions, the slow part, which touch no other rank, and speaks with the
+other ranks in between. The functions run in a thread, one after another; all that speaks with the ranks runs where the
+program calls, between two steps, on all ranks at the same point. So no collective of ours ever crosses one of the
+program's, and no second process group is needed. One process alone has nobody to speak with: there the thread goes
+through to the end by itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+Steps = Generator[Callable[[], Any], Any, T]
+"""Yields slow functions, is sent what they return, and returns a result."""
+
+
+def run_here(steps: Steps[T], job: Callable[[], Any] | None = None) -> T:
+    """All of it, now, in this thread; from `job` on where `steps` has already yielded that."""
+    job = job or next(steps)
+    while True:
+        try:
+            job = steps.send(job())
+        except StopIteration as end:
+            value: T = end.value
+            return value
+
+
+class Background(Generic[T]):
+    """`steps` under way. What comes before its first function has run, in the caller's thread, when this is made.
+
+    `alone`: whether this process is the only rank. All ranks call `advance` and `finish` at the same points.
+    """
+
+    def __init__(self, steps: Steps[T], *, alone: bool) -> None:
+        self._steps = steps
+        self._alone = alone
+        self._start(next(steps))
+
+    @property
+    def busy(self) -> bool:
+        """Whether this rank's thread is at work. Ranks differ; `advance` is for when all have answered no."""
+        return self._thread.is_alive()
+
+    def advance(self) -> tuple[T] | None:
+        """Go on where no rank is busy; returns the result, in a tuple, where there is nothing left to do.
+
+        Waits for the thread. Raises what the functions, or the speaking in between, have raised.
+        """
+        self._thread.join()
+        if self._error:
+            raise self._error
+        if self._alone:
+            return (self._value,)
+        try:
+            self._start(self._steps.send(self._value))
+        except StopIteration as end:
+            return (end.value,)
+        return None
+
+    def finish(self) -> T:
+        """Wait until all is done, and return the result. Raises as `advance` does."""
+        while (result := self.advance()) is None:
+            pass
+        return result[0]
+
+    def _start(self, job: Callable[[], Any]) -> None:
+        self._value: Any = None
+        self._error: Exception | None = None
+        # Not a daemon: one that the interpreter kills on its way out, within native code, would abort the process;
+        # and where the program ends by an error of its own, what it had saved before is still brought to the disk.
+        self._thread = threading.Thread(target=self._run, args=(job,), name="spot-training-save")
+        self._thread.start()
+
+    def _run(self, job: Callable[[], Any]) -> None:
+        try:
+            self._value = run_here(self._steps, job) if self._alone else job()
+        except Exception as error:  # raised where the program waits or comes by next
+            self._error = error
