@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
-from tests.kit import engine, layout, places
+from tests.kit import debian, engine, layout, places
 from tests.kit.archive import write_lacking
 from tests.kit.shell import CommandError, pipe, run, step, together
 
@@ -34,6 +34,8 @@ def build_image(
     arguments = [
         word for name, value in (build_args or {}).items() for word in ("--build-arg", f"{name}={value}")
     ]
+    # The Dockerfiles' base; somebody may have cleared the engine's images since the cluster was made.
+    debian.ensure_base_image()
     log = places.LOGS / f"build-{_file_name(tag)}.log"
     log.unlink(missing_ok=True)
     with step(f"building the image {tag}", log):
