@@ -54,6 +54,7 @@ class Operator:
         self.client = client
         self.cache = Cache()
         self.listed = asyncio.Event()
+        self._waking = False
         self.announcer = Announcer(client, socket.gethostname())
         self.reconciler = Reconciler(client, self.cache, self.announcer, self._job_changed)
         self.jobs = Dispatcher(self.reconciler.reconcile)
@@ -224,11 +225,17 @@ class Operator:
             _, before, after = self.cache.claims.put(raw)
             changed = after is not None and after != before
         if changed:
-            for job in self.cache.jobs.items.values():
-                if (job.namespace, job.claim) == key:
-                    self.jobs.add(job.key)
+            for job in self.cache.with_claim(key):
+                self.jobs.add(job)
 
     def _wake_waiting(self) -> None:
+        """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
+        if not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
         for key in self.cache.waiting():
             self.jobs.add(key)
 
