@@ -6,6 +6,7 @@ from typing import cast
 import pytest
 
 from spot_training.cluster.client import Client
+from spot_training.control.metrics import Metrics
 from spot_training.control.operator import Operator
 from tests.unit.control.objects import raw_job, raw_node
 from tests.unit.control.sim import Sim
@@ -18,7 +19,7 @@ POOL = {
 
 @pytest.fixture
 def operator() -> Operator:
-    made = Operator(cast(Client, Sim(raw_job(), POOL, [])))
+    made = Operator(cast(Client, Sim(raw_job(), POOL, [])), Metrics())
     for name in ("one", "two"):
         made.cache.jobs.put(raw_job(name, f"j-{name}"))
     return made
