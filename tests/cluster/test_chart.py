@@ -48,6 +48,7 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollSeconds=0", "/agent/pollSeconds", "minimum: got 0, want 0.05"),
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
+        ("operator.metricsPort=0", "/operator/metricsPort", "minimum: got 0, want 1"),
         ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
         ("agent.providers.acme.enabled=true", "/agent/providers", "additional properties 'acme' not allowed"),
         (

@@ -11,7 +11,7 @@ import json
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -141,15 +141,21 @@ class Client:
     """One connection pool to the API server.
 
     ``clock_offset`` is the API server's clock minus this machine's, in seconds, from the answers' ``Date``
-    headers (:class:`ClockOffset`). Use as an asynchronous context manager.
+    headers (:class:`ClockOffset`). ``observe`` is told of each request but watches, once it is over: its HTTP
+    method, and the status code, or ``error`` where there was no whole answer. Use as an asynchronous context manager.
     """
 
     def __init__(
-        self, connection: Connection, user_agent: str = "spot-training", timeout: float = 30.0
+        self,
+        connection: Connection,
+        user_agent: str = "spot-training",
+        timeout: float = 30.0,
+        observe: Callable[[str, str], None] = lambda verb, code: None,
     ) -> None:
         self._connection = connection
         self._timeout = timeout
         self._agent = user_agent
+        self._observe = observe
         self._session: aiohttp.ClientSession | None = None
         self._token: tuple[float, str] | None = None
         self._clock = ClockOffset()
@@ -218,21 +224,26 @@ class Client:
         headers = await self._headers()
         if data is not None:
             headers["Content-Type"] = content_type
+        code = "error"
         sent = time.time()
-        async with self._open().request(
-            method,
-            self._connection.server + path,
-            params=query or None,
-            data=data,
-            headers=headers,
-            ssl=self._connection.tls or True,
-        ) as response:
-            self._clock.note(response.headers.get("Date"), sent, time.time())
-            text = await response.read()
-            if response.status >= 400:
-                raise _error(response.status, response.headers.get("Retry-After"), text)
-            answer: Json = json.loads(text)
-            return answer
+        try:
+            async with self._open().request(
+                method,
+                self._connection.server + path,
+                params=query or None,
+                data=data,
+                headers=headers,
+                ssl=self._connection.tls or True,
+            ) as response:
+                self._clock.note(response.headers.get("Date"), sent, time.time())
+                text = await response.read()
+                code = str(response.status)
+        finally:
+            self._observe(method, code)
+        if response.status >= 400:
+            raise _error(response.status, response.headers.get("Retry-After"), text)
+        answer: Json = json.loads(text)
+        return answer
 
     async def watch(self, path: str, resource_version: str, **query: str) -> AsyncIterator[Json]:
         """The events of a watch, from ``resource_version`` on, until the server or the network ends it.

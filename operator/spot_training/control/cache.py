@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
+from spot_training.control.index import JobIndex, Key, Reserved
 from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.placement import gpus_per_pod
 from spot_training.control.read import (
@@ -25,7 +26,6 @@ from spot_training.control.read import (
 from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
 
 Json = Mapping[str, Any]
-Key = tuple[str, str]
 
 MAX_GONE = 20_000
 """UIDs of the latest deletions of a kind, by which late answers about them are known."""
@@ -33,11 +33,20 @@ T = TypeVar("T")
 
 
 class Store(Generic[T]):
-    """Objects of one kind by key, each the newest version seen."""
+    """Objects of one kind by key, each the newest version seen.
 
-    def __init__(self, read: Callable[[Json], T], key: Callable[[Json], Any]) -> None:
+    ``changed`` is told what was there and what is there now, whoever puts or drops it.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Json], T],
+        key: Callable[[Json], Any],
+        changed: Callable[[T | None, T | None], None] = lambda before, after: None,
+    ) -> None:
         self._read = read
         self.key = key
+        self._changed = changed
         self._versions: dict[Any, tuple[str, int]] = {}
         self._gone: dict[str, int] = {}
         self.items: dict[Any, T] = {}
@@ -55,6 +64,7 @@ class Store(Generic[T]):
         after = self._read(raw)
         self._versions[key] = (meta["uid"], version)
         self.items[key] = after
+        self._changed(before, after)
         return key, before, after
 
     def drop(self, key: Any, uid: str | None = None, version: int = 0) -> T | None:
@@ -70,7 +80,9 @@ class Store(Generic[T]):
             return None
         self._bar(known[0], max(version, known[1]))
         del self._versions[key]
-        return self.items.pop(key, None)
+        gone = self.items.pop(key)
+        self._changed(gone, None)
+        return gone
 
     def _bar(self, uid: str, version: int) -> None:
         self._gone[uid] = max(version, self._gone.pop(uid, -1))
@@ -95,8 +107,8 @@ class Cache:
     """All stores, and the indices between them."""
 
     def __init__(self) -> None:
-        self.jobs: Store[Job] = Store(read_job, _named)
-        self.pools: Store[Pool] = Store(read_pool, _name)
+        self.jobs: Store[Job] = Store(read_job, _named, self._job_changed)
+        self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
         self.nodes: Store[Node] = Store(read_node, _name)
         self.claims: Store[Claim] = Store(read_claim, _named)
         self.pods: Store[Pod] = Store(read_pod, _named)
@@ -105,6 +117,10 @@ class Cache:
         self._used: dict[tuple[str, str], int] = defaultdict(int)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
+        self._index = JobIndex()
+        self._reserved = Reserved()
+        self._stale: set[str] = set()
+        """UIDs of jobs whose reservation is computed anew before it is next asked for."""
 
     def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
         """Take in a pod; what was there before and what is there now (None: nothing new)."""
@@ -125,6 +141,7 @@ class Cache:
         seen = known is not None or last.uid not in self._by_job.get(last.job_uid, {})
         if seen and self._remembered(last):
             self._by_job[last.job_uid][last.uid] = last
+            self._stale.add(last.job_uid)
         return last
 
     def bury(self, pod: Pod) -> None:
@@ -168,17 +185,16 @@ class Cache:
 
     def jobs_on(self, node: str) -> set[Key]:
         """Jobs with a pod on the node."""
-        found = {(pod.namespace, pod.job) for pod in self._by_node.get(node, {}).values() if pod.job_uid}
-        for key, job in self.jobs.items.items():
-            current = job.status.current
-            if job.open_attempt and current and any(ref.name == node for ref in current.nodes):
-                found.add(key)
-        return found
+        bound = {(pod.namespace, pod.job) for pod in self._by_node.get(node, {}).values() if pod.job_uid}
+        return bound | self._index.on_node(node)
+
+    def with_claim(self, claim: Key) -> list[Key]:
+        """Jobs that name the claim (its namespace and name), whatever their state."""
+        return self._index.with_claim(claim)
 
     def waiting(self) -> list[Key]:
         """Jobs that could open an attempt if there were room, oldest first."""
-        found = [job for job in self.jobs.items.values() if not job.finished and not job.open_attempt]
-        return [job.key for job in sorted(found, key=lambda job: (job.created, job.uid))]
+        return self._index.waiting()
 
     def world(
         self,
@@ -215,14 +231,10 @@ class Cache:
         )
 
     def _claim_user(self, job: Job) -> str:
-        """Another live job that has the job's claim; between two of its attempts it keeps it."""
-        for other in self.jobs.items.values():
-            same = other.namespace == job.namespace and other.uid != job.uid and other.claim == job.claim
-            if not same or other.finished or other.status.current is None:
-                continue
-            first = job.status.current is None or (other.created, other.uid) < (job.created, job.uid)
-            if other.open_attempt or first:
-                return other.name
+        """Who else has the job's claim, or an empty string."""
+        other = self._index.claim_user(job)
+        if other is not None:
+            return other.name
         # A job that was deleted may still have pods that write.
         for pod in self._by_claim.get((job.namespace, job.claim), {}).values():
             if pod.job_uid != job.uid:
@@ -231,22 +243,34 @@ class Cache:
 
     def _reservations(self, but: str) -> tuple[Reservation, ...]:
         """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
-        made = []
-        for other in self.jobs.items.values():
-            current = other.status.current
-            if other.uid == but or other.finished or current is None or current.end or current.stop:
-                continue
-            bound = sum(
-                1
-                for pod in self.pods_of(other.uid)
-                if pod.attempt == current.attempt and (pod.node or pod.ended)
-            )
-            pool = self.pools.items.get(current.pool)
-            if pool is not None and bound < other.spec.replicas and not current.running_at:
-                resource = pool.spec.gpu_resource
-                each = gpus_per_pod(other.spec.template.spec, resource)
-                made.append(Reservation(pool.name, resource, each, other.spec.replicas - bound))
-        return tuple(made)
+        for uid in self._stale:
+            job = self._index.starting.get(uid)
+            self._reserved.put(uid, self._reservation(job) if job else None)
+        self._stale.clear()
+        return self._reserved.without(but)
+
+    def _reservation(self, job: Job) -> Reservation | None:
+        """What a job whose attempt is starting reserves."""
+        current = job.status.current
+        pool = self.pools.items.get(current.pool) if current else None
+        if current is None or pool is None:
+            return None
+        bound = sum(
+            1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
+        )
+        if bound >= job.spec.replicas:
+            return None
+        resource = pool.spec.gpu_resource
+        each = gpus_per_pod(job.spec.template.spec, resource)
+        return Reservation(pool.name, resource, each, job.spec.replicas - bound)
+
+    def _job_changed(self, before: Job | None, after: Job | None) -> None:
+        self._index.replace(before, after)
+        self._stale.update(job.uid for job in (before, after) if job is not None)
+
+    def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
+        if before is None or after is None or before.spec != after.spec:
+            self._stale.update(self._index.starting)
 
     def members(self, pool: Pool) -> list[Node]:
         """Nodes that the pool's selector matches."""
@@ -255,6 +279,7 @@ class Cache:
     def _link(self, pod: Pod) -> None:
         if pod.job_uid:
             self._by_job[pod.job_uid][pod.uid] = pod
+            self._stale.add(pod.job_uid)
         if pod.claim and not pod.ended:
             self._by_claim[pod.namespace, pod.claim][pod.uid] = pod
         if pod.node and not pod.ended:
@@ -264,6 +289,7 @@ class Cache:
 
     def _unlink(self, pod: Pod, *, keep_tombstone: bool) -> None:
         if pod.job_uid:
+            self._stale.add(pod.job_uid)
             mine = self._by_job[pod.job_uid]
             mine.pop(pod.uid, None)
             if keep_tombstone and self._remembered(pod):

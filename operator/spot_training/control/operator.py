@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Final, cast
 
 import kopf
@@ -27,6 +27,7 @@ from spot_training.control.cache import Cache, Store
 from spot_training.control.connect import connection
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
+from spot_training.control.metrics import Metrics, serving
 from spot_training.control.policies.fate import belongs
 from spot_training.control.pools import PoolReporter
 from spot_training.control.reconcile import Reconciler
@@ -50,14 +51,19 @@ LISTS: Final = {
 class Operator:
     """The caches, and what an event about each kind sets in motion."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, metrics: Metrics) -> None:
         self.client = client
+        self.metrics = metrics
         self.cache = Cache()
         self.listed = asyncio.Event()
+        self._waking = False
         self.announcer = Announcer(client, socket.gethostname())
-        self.reconciler = Reconciler(client, self.cache, self.announcer, self._job_changed)
-        self.jobs = Dispatcher(self.reconciler.reconcile)
+        self.reconciler = Reconciler(client, self.cache, self.announcer, self._job_changed, metrics)
+        self.jobs = Dispatcher(self._reconcile)
         self.pools = Dispatcher(PoolReporter(client, self.cache, self.reconciler.now).report, workers=2)
+        metrics.follow(
+            lambda: (job.status.phase for job in self.cache.jobs.items.values()), lambda: len(self.jobs)
+        )
 
     def take(self, kind: str, type_: str | None, raw: Mapping[str, Any]) -> None:
         """Take in one event of a watch and queue what it touches."""
@@ -77,6 +83,10 @@ class Operator:
             logger.error(
                 "%s %s does not fit this operator's version: %s", kind, raw["metadata"]["name"], error
             )
+
+    async def _reconcile(self, key: Hashable) -> float | None:
+        with self.metrics.reconcile_seconds.time():
+            return await self.reconciler.reconcile(key)
 
     def start(self) -> None:
         """Everything is listed: look at every job and pool once."""
@@ -224,11 +234,17 @@ class Operator:
             _, before, after = self.cache.claims.put(raw)
             changed = after is not None and after != before
         if changed:
-            for job in self.cache.jobs.items.values():
-                if (job.namespace, job.claim) == key:
-                    self.jobs.add(job.key)
+            for job in self.cache.with_claim(key):
+                self.jobs.add(job)
 
     def _wake_waiting(self) -> None:
+        """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
+        if not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._wake)
+
+    def _wake(self) -> None:
+        self._waking = False
         for key in self.cache.waiting():
             self.jobs.add(key)
 
@@ -277,9 +293,13 @@ def settings() -> kopf.OperatorSettings:
     return made
 
 
-async def run(liveness: str | None) -> None:
+async def run(liveness: str | None, metrics_port: int) -> None:
     """Run until told to stop."""
-    async with Client(connection(), user_agent="spot-training-operator") as client:
+    metrics = Metrics()
+    async with (
+        Client(connection(), user_agent="spot-training-operator", observe=metrics.note_request) as client,
+        serving(metrics.registry, metrics_port),
+    ):
         for kind in ("jobs", "pools"):
             try:
                 await client.get(LISTS[kind], limit="1")
@@ -289,7 +309,7 @@ async def run(liveness: str | None) -> None:
                         f"the cluster does not know {LISTS[kind]}: install the CRDs (kubectl apply -f crds/)"
                     ) from error
                 raise
-        operator = Operator(client)
+        operator = Operator(client, metrics)
         handlers = registry(operator)
 
         async def on_listed() -> None:
@@ -317,6 +337,12 @@ async def run(liveness: str | None) -> None:
         work.cancel()
 
 
+def _port(text: str) -> int:
+    if text.isdecimal() and 1 <= int(text) <= 65535:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
+
+
 def main(argv: list[str]) -> int:
     """``spot-training operator``: reconcile SpotTrainingJobs until told to stop."""
     parser = argparse.ArgumentParser(prog="spot-training operator", description=main.__doc__)
@@ -325,6 +351,12 @@ def main(argv: list[str]) -> int:
         default=os.environ.get("SPOT_LIVENESS", "http://0.0.0.0:8080/healthz"),
         help="address on which the liveness probe is answered",
     )
+    parser.add_argument(
+        "--metrics-port",
+        type=_port,
+        default=os.environ.get("SPOT_METRICS_PORT", "8081"),
+        help="port of /metrics, on all addresses (SPOT_METRICS_PORT)",
+    )
     parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -332,5 +364,5 @@ def main(argv: list[str]) -> int:
     )
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(options.liveness))
+    asyncio.run(run(options.liveness, options.metrics_port))
     return 0

@@ -15,6 +15,7 @@ from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
+from spot_training.control.metrics import Metrics
 from spot_training.control.plan import plan
 from spot_training.control.read import seconds
 from spot_training.control.world import Ask, Job, Refusal
@@ -43,12 +44,14 @@ class Reconciler:
         cache: Cache,
         announcer: Announcer,
         changed: Callable[[Job | None, Job | None], None],
+        metrics: Metrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
         self._cache = cache
         self._announcer = announcer
         self._changed = changed
+        self._metrics = metrics
         self._clock = clock
         self._applier = Applier(client, cache)
         self._placing = asyncio.Lock()
@@ -116,6 +119,8 @@ class Reconciler:
         if made.status == job.status:
             return job
         written = await self._applier.write_status(job, made.status)
+        # A write whose answer was lost is not observed: the status has it, the counters are for rates.
+        self._metrics.note_write(job.status, made.status)
         self._announcer.tell(written, made.stories, self.now())
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)

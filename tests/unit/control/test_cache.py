@@ -192,6 +192,28 @@ def test_reservations_of_opened_attempts() -> None:
     made.put_pod(pod(10))
     assert made.world_of_pools().reservations[0].pods == 1
     assert made.world(made.jobs.items["ns", "job"]).reservations == (), "its own are not in its way"
+    gone = pod(12, "p-2", "job-1-1")
+    made.remove_pod(gone)
+    assert made.world_of_pools().reservations == (), "bound once, and gone before it was ever seen"
+
+
+def test_reservations_of_the_same_shape_are_one() -> None:
+    made = Cache()
+    made.pools.put(
+        {
+            "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1"},
+            "spec": {"nodeSelector": {"pool": "a"}},
+        }
+    )
+    for number, gpus in enumerate(("1", "4", "1")):
+        current = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z"}
+        raw = raw_job(f"job{number}", f"j-{number}", current=current)
+        raw["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {GPU: gpus}}
+        made.jobs.put(raw)
+    reserved = made.world_of_pools().reservations
+    assert [(each.gpus_per_pod, each.pods) for each in reserved] == [(4, 2), (1, 4)], "hardest to fit first"
+    of_one = made.world(made.jobs.items["ns", "job1"]).reservations
+    assert [(each.gpus_per_pod, each.pods) for each in of_one] == [(1, 4)]
 
 
 NAMES, EVENTS = ["job-1-0", "job-1-1"], ["put", "end", "move", "delete", "again", "late", "bury"]

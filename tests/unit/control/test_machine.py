@@ -17,6 +17,7 @@ from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.cluster.client import ApiError, Client
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
+from spot_training.control.metrics import Metrics
 from spot_training.control.reconcile import Reconciler
 from tests.unit.control.build import check_progress
 from tests.unit.control.objects import Json, raw_job
@@ -84,7 +85,7 @@ class Machine(RuleBasedStateMachine):
             self.cache.put_pod(raw)
         client = cast(Client, sim)
         self.reconciler = Reconciler(
-            client, self.cache, Announcer(client, "test"), lambda *_: None, clock=lambda: self.sim.now
+            client, self.cache, Announcer(client, "test"), lambda *_: None, Metrics(), lambda: self.sim.now
         )
 
     def deliver(self, count: int) -> None:

@@ -9,6 +9,7 @@ from spot_training.cluster.client import Client
 from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
+from spot_training.control.metrics import Metrics
 from spot_training.control.read import read_job
 from spot_training.control.reconcile import Reconciler
 from spot_training.control.world import Refusal
@@ -43,9 +44,15 @@ class Setting:
         claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
         self.cache.claims.put(claim | {"spec": {"accessModes": ["ReadWriteMany"]}})
         self.client = cast(Client, self.sim)
+        self.metrics = Metrics()
         self.see_job()
         self.reconciler = Reconciler(
-            self.client, self.cache, Announcer(self.client, "test"), lambda *_: None, lambda: self.sim.now
+            self.client,
+            self.cache,
+            Announcer(self.client, "test"),
+            lambda *_: None,
+            self.metrics,
+            lambda: self.sim.now,
         )
 
     def see_job(self) -> None:
@@ -68,6 +75,8 @@ async def test_an_attempt_is_opened_and_its_pods_made_in_one_pass() -> None:
     assert (sorted(setting.sim.pods), setting.sim.services) == (["job-1-0", "job-1-1"], {"job"})
     assert await setting.reconciler.reconcile(KEY) is not None
     assert len(setting.sim.pods) == 2
+    counted = setting.metrics.registry.get_sample_value
+    assert counted("spot_operator_attempts_total", {"pool": "a"}) == 1, "counted at the write, and once"
 
 
 async def test_what_was_planned_from_an_old_version_is_not_written_over_a_new_one() -> None:

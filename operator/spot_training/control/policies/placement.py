@@ -126,11 +126,14 @@ def _reserve(free: dict[str, int], reservation: Reservation, world: World, pool:
         for name in free
         if reservation.pool == pool.name or ((node := world.nodes.get(name)) and belongs(node, other))
     ]
-    for _ in range(reservation.pods):
-        fitting = [name for name in allowed if free[name] >= reservation.gpus_per_pod]
-        if not fitting or reservation.gpus_per_pod == 0:
-            return
-        free[min(fitting, key=lambda name: (free[name], name))] -= reservation.gpus_per_pod
+    size, left = reservation.gpus_per_pod, reservation.pods
+    if size == 0:
+        return
+    # A node that has taken a pod has the least room of all: it is filled before the next one is looked at.
+    for name in sorted(allowed, key=lambda name: (free[name], name)):
+        taken = min(left, free[name] // size)
+        free[name] -= taken * size
+        left -= taken
 
 
 def usable_for(pod: PodSpec, node: Node, pool: Pool) -> bool:

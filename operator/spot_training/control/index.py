@@ -1,0 +1,139 @@
+"""Jobs by what others ask about them: who waits, who has a claim, whose attempt is on a node. Plain data.
+
+A pass over one job asks about all others; without these it would go over thousands of them each time. What is in
+here follows from the jobs alone and is kept by :meth:`JobIndex.replace`, which is told of every change.
+"""
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from typing import TypeVar
+
+from spot_training.control.world import Job, Reservation
+
+Key = tuple[str, str]
+Shape = tuple[int, str, str]
+"""GPUs of a pod, their resource, the pool."""
+
+K = TypeVar("K")
+
+
+class JobIndex:
+    """The jobs that there are, by claim, by node and by whether they wait."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, str, Key]] = []
+        self._with_claim: dict[Key, dict[str, Job]] = defaultdict(dict)
+        self._holding: dict[Key, dict[str, Job]] = defaultdict(dict)
+        self._on_node: dict[str, dict[str, Job]] = defaultdict(dict)
+        self.starting: dict[str, Job] = {}
+        """By UID, the jobs with an attempt that is neither stopped nor running as a whole yet."""
+
+    def replace(self, before: Job | None, after: Job | None) -> None:
+        """A job has come (no ``before``), has changed, or is gone (no ``after``)."""
+        if before is not None:
+            self._drop(before)
+        if after is not None:
+            self._add(after)
+
+    def waiting(self) -> list[Key]:
+        """Jobs that could open an attempt if there were room, oldest first."""
+        return [key for _, _, key in self._waiting]
+
+    def with_claim(self, claim: Key) -> list[Key]:
+        """Jobs that name the claim (its namespace and name), whatever their state."""
+        return [job.key for job in self._with_claim.get(claim, {}).values()]
+
+    def on_node(self, name: str) -> set[Key]:
+        """Jobs whose open attempt has a rank on the node, as their status says."""
+        return {job.key for job in self._on_node.get(name, {}).values()}
+
+    def claim_user(self, job: Job) -> Job | None:
+        """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
+        users = []
+        for other in self._holding.get((job.namespace, job.claim), {}).values():
+            first = job.status.current is None or _age(other) < _age(job)
+            if other.uid != job.uid and (other.open_attempt or first):
+                users.append(other)
+        return min(users, key=_age, default=None)
+
+    def _add(self, job: Job) -> None:
+        claim = job.namespace, job.claim
+        current = job.status.current
+        self._with_claim[claim][job.uid] = job
+        for ref in current.nodes if current is not None and job.open_attempt else ():
+            self._on_node[ref.name][job.uid] = job
+        if job.finished:
+            return
+        if current is not None:
+            self._holding[claim][job.uid] = job
+        if current is None or current.end is not None:
+            insort(self._waiting, (*_age(job), job.key))
+        elif current.stop is None and current.running_at is None:
+            self.starting[job.uid] = job
+
+    def _drop(self, job: Job) -> None:
+        claim = job.namespace, job.claim
+        _remove(self._with_claim, claim, job.uid)
+        _remove(self._holding, claim, job.uid)
+        self.starting.pop(job.uid, None)
+        for ref in job.status.current.nodes if job.status.current else ():
+            _remove(self._on_node, ref.name, job.uid)
+        place = bisect_left(self._waiting, (*_age(job), job.key))
+        if place < len(self._waiting) and self._waiting[place][2] == job.key:
+            del self._waiting[place]
+
+
+class Reserved:
+    """Reservations by UID of their job, and their sums over pods of the same shape.
+
+    The sums are what placement asks for; thousands of jobs that start are a few shapes.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, Reservation] = {}
+        self._sums: dict[Shape, int] = {}
+
+    def put(self, uid: str, made: Reservation | None) -> None:
+        """The job with that UID reserves this now."""
+        before = self._made.pop(uid, None)
+        if before is not None:
+            self._count(before, -before.pods)
+        if made is not None:
+            self._made[uid] = made
+            self._count(made, made.pods)
+
+    def without(self, uid: str) -> tuple[Reservation, ...]:
+        """What all but that job reserve, one for each shape; those hardest to fit first."""
+        own = self._made.get(uid)
+        return tuple(
+            Reservation(pool, resource, each, left)
+            for (each, resource, pool), pods in sorted(self._sums.items(), key=_hardest)
+            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool) else 0))
+        )
+
+    def _count(self, made: Reservation, pods: int) -> None:
+        shape = _shape(made)
+        self._sums[shape] = self._sums.get(shape, 0) + pods
+        if not self._sums[shape]:
+            del self._sums[shape]
+
+
+def _hardest(item: tuple[Shape, int]) -> tuple[int, str, str]:
+    (each, resource, pool), _ = item
+    return -each, resource, pool
+
+
+def _shape(made: Reservation) -> Shape:
+    return made.gpus_per_pod, made.resource, made.pool
+
+
+def _age(job: Job) -> tuple[float, str]:
+    return job.created, job.uid
+
+
+def _remove(index: dict[K, dict[str, Job]], key: K, uid: str) -> None:
+    held = index.get(key)
+    if held is not None:
+        held.pop(uid, None)
+        if not held:
+            del index[key]

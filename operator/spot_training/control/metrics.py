@@ -1,0 +1,134 @@
+"""What the operator counts, for Prometheus, and the port it is read from.
+
+Labels are bounded: pools, reasons from closed tables, phases, HTTP methods and codes; never a job, a namespace or
+a node. The server is aiohttp's, which is here anyway, on the loop that does everything else: prometheus_client's
+own takes a thread, in which it would read the caches while the loop changes them. A scrape takes milliseconds, as
+nothing in it grows with the cluster but the count of jobs by phase.
+"""
+
+import socket
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final, get_args
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from spot_training.api.status import Phase, SpotTrainingJobStatus
+from spot_training.control.observations import Counted, Opened, Recovered, observations
+
+_RECOVERY_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+_RECONCILE_BUCKETS: Final = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+
+
+class Metrics:
+    """The operator's metrics in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self._disruptions = Counter(
+            "spot_operator_disruptions",
+            "Attempts ended by their machines: reclaimed, evicted, lost",
+            ["reason", "pool"],
+            registry=registry,
+        )
+        self._failures = Counter(
+            "spot_operator_failures", "Attempts ended by the program", ["reason", "pool"], registry=registry
+        )
+        self._attempts = Counter("spot_operator_attempts", "Attempts opened", ["pool"], registry=registry)
+        self._recovery = Histogram(
+            "spot_operator_recovery_seconds",
+            "From the stop of an interrupted attempt to the next one's whole gang running, by the pool of the "
+            "interrupted one; without jobs that were suspended meanwhile",
+            ["pool"],
+            buckets=_RECOVERY_BUCKETS,
+            registry=registry,
+        )
+        self.reconcile_seconds = Histogram(
+            "spot_operator_reconcile_seconds",
+            "One look at one job, requests included",
+            buckets=_RECONCILE_BUCKETS,
+            registry=registry,
+        )
+        self._queue_depth = Gauge("spot_operator_queue_depth", "Jobs to be looked at now", registry=registry)
+        self._requests = Counter(
+            "spot_operator_api_requests",
+            "The operator's own requests to the API server (kopf's watches are not among them), by HTTP method "
+            "and code; error: no answer",
+            ["verb", "code"],
+            registry=registry,
+        )
+
+    def follow(self, phases: Callable[[], Iterable[Phase]], queue_depth: Callable[[], int]) -> None:
+        """Ask these at each scrape: the phase of every job, and how many jobs wait to be looked at."""
+        self.registry.register(_Jobs(phases))
+        self._queue_depth.set_function(queue_depth)
+
+    def note_request(self, verb: str, code: str) -> None:
+        """The API server answered, or did not."""
+        self._requests.labels(verb, code).inc()
+
+    def note_write(self, before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> None:
+        """A job's status was written."""
+        for each in observations(before, after):
+            match each:
+                case Counted(cls="Disruption", reason=reason, pool=pool):
+                    self._disruptions.labels(reason, pool).inc()
+                case Counted(cls="Failure", reason=reason, pool=pool):
+                    self._failures.labels(reason, pool).inc()
+                case Opened(pool=pool):
+                    self._attempts.labels(pool).inc()
+                case Recovered(pool=pool, seconds=seconds):
+                    self._recovery.labels(pool).observe(seconds)
+
+
+class _Jobs(Collector):
+    """Jobs by phase, counted at each scrape: a gauge that is kept beside the cache would drift from it."""
+
+    def __init__(self, phases: Callable[[], Iterable[Phase]]) -> None:
+        self._phases = phases
+
+    def collect(self) -> Iterator[Metric]:
+        counted = Tally(self._phases())
+        made = GaugeMetricFamily("spot_operator_jobs", "SpotTrainingJobs", labels=["phase"])
+        for phase in get_args(Phase):
+            made.add_metric([phase], counted[phase])
+        yield made
+
+
+@asynccontextmanager
+async def serving(registry: CollectorRegistry, port: int) -> AsyncIterator[int]:
+    """Serve ``/metrics`` on all addresses; gives the port, 0 takes a free one. Raises ``OSError`` where it is taken."""
+    app = web.Application()
+    # aiohttp compresses in a thread; a scrape is a few kilobytes.
+    app.router.add_get("/metrics", make_aiohttp_handler(registry, disable_compression=True))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        listening = socket.create_server(("", port), family=family, dualstack_ipv6=both)
+        await web.SockSite(runner, listening).start()
+        yield listening.getsockname()[1]
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,101 @@
+"""What a status write means to the counters. Pure: the status before and the status that was written decide.
+
+Whatever is counted is counted in the write that sets it, so each thing is observed once, whoever writes it and
+however often the job is looked at afterwards.
+"""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from spot_training.api.status import Interruption, SpotTrainingJobStatus
+from spot_training.control.conditions import find
+from spot_training.control.draft import moment
+from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS
+
+DISRUPTIONS: Final[Set[str]] = frozenset(
+    {
+        *DISRUPTION_REASONS.values(),
+        *POD_STATUS_REASONS.values(),
+        "NodeRestarted",
+        "PodDeleted",
+        "PodGone",
+        "Preempted",
+    }
+)
+FAILURES: Final[Set[str]] = frozenset(
+    {"ContainerCannotRun", "DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed", "StartError"}
+)
+OTHER: Final = "Other"
+"""Runtimes, kubelets and whoever sets DisruptionTarget may bring words of their own; a label takes none of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """An attempt ended and was counted. ``reason`` is one of the closed table's of its class, or ``Other``."""
+
+    cls: Literal["Disruption", "Failure"]
+    reason: str
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An attempt was opened."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """The gang runs as a whole again, so long after the interrupted attempt was told to stop.
+
+    ``pool`` is that of the interrupted attempt.
+    """
+
+    pool: str
+    seconds: float
+
+
+Observation = Counted | Opened | Recovered
+
+
+def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list[Observation]:
+    """What the write of ``after`` over ``before`` is to be counted as."""
+    found: list[Observation] = []
+    ended = before.current
+    if ended is not None and after.disruptions > before.disruptions:
+        reason = _known(_reason(after, ended.attempt), DISRUPTIONS)
+        found.append(Counted("Disruption", reason, ended.pool))
+    if ended is not None and after.failures > before.failures:
+        found.append(Counted("Failure", _known(_reason(after, ended.attempt), FAILURES), ended.pool))
+    opened = after.current
+    if opened is not None and opened.attempt > (ended.attempt if ended else 0):
+        found.append(Opened(opened.pool))
+    back = {each.attempt for each in before.timeline if each.resumed_at is not None}
+    for entry in after.timeline:
+        seconds = _recovery(entry, after) if entry.attempt not in back else None
+        if seconds is not None:
+            found.append(Recovered(entry.pool or "", seconds))
+    return found
+
+
+def _reason(after: SpotTrainingJobStatus, attempt: int) -> str:
+    """Why the attempt ended. The write that ends it may open the next one, so its ``end`` may be gone already."""
+    return next((entry.reason for entry in after.timeline if entry.attempt == attempt), "")
+
+
+def _known(reason: str, table: Set[str]) -> str:
+    return reason if reason in table else OTHER
+
+
+def _recovery(entry: Interruption, after: SpotTrainingJobStatus) -> float | None:
+    """Seconds from stop to the whole gang running; None where it is not, or where the user held it back meanwhile."""
+    stopped, resumed = moment(entry.stopped_at), moment(entry.resumed_at)
+    if stopped is None or resumed is None:
+        return None
+    held = find(after.conditions, "Suspended")
+    if held is not None and (moment(held.last_transition_time) or 0.0) > stopped:
+        return None
+    # The kubelets' times are whole seconds, cut off.
+    return max(0.0, resumed - stopped)
