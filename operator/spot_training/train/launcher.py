@@ -112,8 +112,8 @@ def _run(command: list[str], passed_on: Mapping[int, int]) -> tuple[int, bool]:
     waited = {*passed_on, signal.SIGCHLD}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
     try:
-        # Python ignores SIGPIPE, and a child would inherit that.
-        default = [signal.SIGPIPE, signal.SIGXFSZ]
+        # A child inherits what is ignored: SIGPIPE by Python, SIGINT by a shell that starts in the background.
+        default = [signal.SIGPIPE, signal.SIGXFSZ, *SIGNALS]
         child = os.posix_spawn(command[0], command, os.environ, setsigmask=mask, setsigdef=default)
     except OSError as error:
         log.error("cannot start %s: %s", command[0], error, extra={"event": "not-started"})

@@ -155,6 +155,19 @@ def test_sigterm_can_be_made_a_keyboard_interrupt(launch: Launch, surroundings: 
     assert surroundings.report() == {"reason": "Preempted"}
 
 
+def test_a_stop_is_heard_also_where_a_shell_has_it_ignored(
+    launch: Launch, surroundings: Surroundings
+) -> None:
+    def in_the_background() -> None:
+        signal.signal(SIGINT, signal.SIG_IGN)
+
+    program = launch(INTERRUPTIBLE, prepare=in_the_background)
+    program.read_until("ready")
+    program.signal(SIGINT)
+    assert program.end()[:2] == (143, "saved\n")
+    assert surroundings.report() == {"reason": "Preempted"}
+
+
 @pytest.mark.parametrize(("code", "message"), [(0, None), (3, "exit code 3")])
 def test_a_program_that_does_not_hear_is_waited_for(
     launch: Launch, surroundings: Surroundings, code: int, message: str | None
