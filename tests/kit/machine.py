@@ -56,13 +56,15 @@ def has_cgroup_v1() -> bool:
 
 
 def debian_mirror() -> str:
-    """Where this machine gets Debian packages from; Debian's own address where it is no Debian."""
-    try:
-        lines = run(["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"])
-    except CommandError:
-        lines = ""
+    """Where this machine gets Debian packages from. Raises RuntimeError where its apt names no such place."""
+    lines = run(["apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages"])
     found = re.search(r"^Debian (\S+?)/?$", lines, re.MULTILINE)
-    return found[1] if found else "http://deb.debian.org/debian"
+    if not found:
+        raise RuntimeError(
+            "no image registry can be reached, and this machine's apt names no Debian mirror to make images from: "
+            "run `apt-get update`, or make the published images reachable"
+        )
+    return found[1]
 
 
 def apt_proxy() -> list[str]:
