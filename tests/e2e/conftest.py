@@ -34,9 +34,12 @@ def put_nodes_in_order() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def torch_tests(installed: None) -> Iterator[subprocess.Popen[str]]:
-    """The torch tests of the training library, begun at once: the tests here mostly wait, these compute."""
+    """The torch tests of the training library, begun at once: the tests here mostly wait, these compute.
+
+    They get what the others leave of the processors, and no more where those want it.
+    """
     words = [
-        *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpus=1"),
+        *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpu-shares=128"),
         *("--volume", f"{install.ROOT}:/src:ro", "--workdir", "/src", "--env", "PYTHONPATH=/src/operator"),
         install.TRAINING_IMAGE,
         *(
