@@ -6,10 +6,8 @@ is hidden in here, because whether to try again depends on the deadline that the
 """
 
 import asyncio
-import base64
 import json
 import ssl
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -54,7 +52,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the API server is and how to be known there; made by :func:`in_cluster` or :func:`from_kubeconfig`."""
+    """Where the API server is and how to be known there; made by :func:`in_cluster`."""
 
     server: str
     tls: ssl.SSLContext | None
@@ -75,38 +73,6 @@ def in_cluster(host: str, port: str, directory: Path = SERVICE_ACCOUNT) -> Conne
     bracketed = f"[{host}]" if ":" in host else host
     tls = ssl.create_default_context(cafile=str(directory / "ca.crt"))
     return Connection(f"https://{bracketed}:{port}", tls, token_file=token_file)
-
-
-def from_kubeconfig(config: Mapping[str, Any]) -> Connection:
-    """The connection that a parsed kubeconfig's current context names (client certificate or token).
-
-    Raises ``ValueError`` where the context, cluster or user is missing.
-    """
-
-    def named(kind: str, name: str) -> Json:
-        for entry in config.get(kind + "s") or []:
-            if entry.get("name") == name:
-                return dict(entry[kind])
-        raise ValueError(f"kubeconfig: no {kind} named {name!r}")
-
-    context = named("context", str(config.get("current-context", "")))
-    cluster, user = named("cluster", context["cluster"]), named("user", context["user"])
-    tls = ssl.create_default_context()
-    if "certificate-authority-data" in cluster:
-        tls = ssl.create_default_context(
-            cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
-        )
-    elif "certificate-authority" in cluster:
-        tls = ssl.create_default_context(cafile=cluster["certificate-authority"])
-    if "client-certificate-data" in user:
-        with tempfile.TemporaryDirectory() as folder:
-            certificate, key = Path(folder, "crt"), Path(folder, "key")
-            certificate.write_bytes(base64.b64decode(user["client-certificate-data"]))
-            key.write_bytes(base64.b64decode(user["client-key-data"]))
-            tls.load_cert_chain(certificate, key)
-    elif "client-certificate" in user:
-        tls.load_cert_chain(user["client-certificate"], user["client-key"])
-    return Connection(cluster["server"], tls, token=user.get("token"))
 
 
 class ClockOffset:
@@ -184,10 +150,6 @@ class Client:
     async def create(self, path: str, body: Json, **query: str) -> Json:
         """POST a new object; 409 AlreadyExists where the name is taken."""
         return await self.request("POST", path, body, query=query)
-
-    async def replace(self, path: str, body: Json) -> Json:
-        """PUT a whole object; with ``metadata.resourceVersion``, 409 Conflict where it has changed since."""
-        return await self.request("PUT", path, body)
 
     async def patch(self, path: str, body: Json | list[Json], content_type: str = MERGE_PATCH) -> Json:
         """PATCH with the given kind of patch."""

@@ -133,7 +133,6 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         created=seconds(meta.get("creationTimestamp")) or 0.0,
         job=str(owner["name"]),
         job_uid=owner["uid"],
-        owner_uid=owner["uid"],
         claim=_claim(spec),
         attempt=_number(labels.get(names.LABEL_ATTEMPT)),
         index=_number(labels.get(names.LABEL_INDEX)),

@@ -83,7 +83,6 @@ class Pod:
     job: str = ""
     claim: str = ""
     job_uid: str = ""
-    owner_uid: str = ""
     attempt: int = 0
     index: int = 0
     deleting: bool = False

@@ -135,3 +135,16 @@ def raw_job(name: str = "job", uid: str = "j-1", version: int = 3, **status: Any
         },
         "status": status,
     }
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """The document that a merge patch makes of another (RFC 7396, section 2)."""
+    if not isinstance(patch, dict):
+        return patch
+    made = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            made.pop(key, None)
+        else:
+            made[key] = merged(made.get(key), value)
+    return made

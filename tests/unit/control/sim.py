@@ -9,7 +9,7 @@ from typing import Any
 
 from spot_training.api.times import format_micro_time, format_time, parse_time
 from spot_training.cluster.client import ApiError
-from tests.unit.control.objects import Json, raw_node
+from tests.unit.control.objects import Json, merged, raw_node
 
 GPUS = 4
 
@@ -98,7 +98,7 @@ class Sim:
         self.before_write()
         if body["metadata"]["resourceVersion"] != self.job["metadata"]["resourceVersion"]:
             raise refused(409, "Conflict", "the object has been modified")
-        self.job["status"] = _merge(self.job.get("status", {}), body["status"])
+        self.job["status"] = merged(self.job.get("status", {}), body["status"])
         return self._answer(self._tell("jobs", "MODIFIED", self.job))
 
     async def delete(
@@ -270,16 +270,3 @@ class Sim:
 
 def refused(code: int, reason: str, message: str) -> ApiError:
     return ApiError(code, reason, message, {}, None)
-
-
-def _merge(target: Any, patch: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(patch, dict):
-        return patch
-    made = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            made.pop(key, None)
-        else:
-            made[key] = _merge(made.get(key), value)
-    return made

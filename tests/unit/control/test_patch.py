@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spot_training.control.patch import merge_patch
+from tests.unit.control.objects import merged
 
 LEAVES = st.booleans() | st.integers() | st.text(max_size=3)
 KEYS = st.sampled_from("abcd")
@@ -20,22 +21,9 @@ DOCUMENTS = st.dictionaries(
 )
 
 
-def apply(target: Any, patch: Any) -> Any:
-    """RFC 7396, section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    made = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            made.pop(key, None)
-        else:
-            made[key] = apply(made.get(key), value)
-    return made
-
-
 @given(DOCUMENTS, DOCUMENTS)
 def test_applied_it_gives_the_other(before: dict[str, Any], after: dict[str, Any]) -> None:
-    assert apply(before, merge_patch(before, after)) == after
+    assert merged(before, merge_patch(before, after)) == after
 
 
 @given(DOCUMENTS)
