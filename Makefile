@@ -12,7 +12,7 @@ RUN := PYTHONPATH=operator:. $(PY)
 
 .PHONY: help
 help: ## List the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{sub(/:.*/, "", $$1); printf "  make %-11s %s\n", $$1, $$2}'
 
 # --- to see it -------------------------------------------------------------------------------------------------
 
@@ -74,6 +74,9 @@ lint: venv
 test: lint ## Everything, on a real cluster that it brings up and takes down (KEEP=1 leaves it up)
 	@$(if $(KEEP),,trap '$(RUN) -m tests.kit.cluster down --engine' EXIT;) \
 	  $(RUN) -m tests.kit.cluster up && $(RUN) -m tests.kit.install up && $(RUN) -m pytest --durations=15 tests
+
+bench-%: venv ## Measure, print a table and write build/bench/NAME.json: NAME is a module of tests/bench
+	@$(RUN) -m tests.bench.$*
 
 .PHONY: format
 format: venv ## Format the code and mend what the linter can

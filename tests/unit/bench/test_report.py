@@ -1,0 +1,42 @@
+"""The benchmarks' table and file."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.bench.report import Report, nearest_rank
+
+
+def test_a_percentile_is_a_sample_that_was_measured() -> None:
+    samples = [float(n) for n in range(1, 101)]
+    assert nearest_rank(samples, 99) == 99
+    assert nearest_rank(samples, 100) == 100
+    assert nearest_rank([7.0], 99) == 7
+
+
+def test_the_file_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("agent")
+    report.trials("cordon", [1.0, 2.0, 4.0], "s", "<= 3", baseline=4.0)
+    report.value("left", 0, "pods", "= 0")
+    rows = json.loads(report.finish(tmp_path).read_text())
+    assert rows[0] == {
+        "name": "cordon",
+        "value": 2.0,
+        "unit": "s",
+        "goal": "<= 3",
+        "baseline": 4.0,
+        "ratio": 0.5,
+        "trials": 3,
+        "min": 1.0,
+        "median": 2.0,
+        "max": 4.0,
+    }
+    assert rows[1]["value"] == 0 and rows[1]["ratio"] is None
+    head, cordon, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["name", "value", "unit"] and cordon.split()[:2] == ["cordon", "2"]
+
+
+def test_no_trial_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no trial"):
+        Report("agent").trials("cordon", [], "s")
