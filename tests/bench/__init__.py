@@ -1,1 +1,1 @@
-"""Benchmarks: ``make bench-NAME`` runs ``tests/bench/NAME.py``, which prints a table and writes ``build/bench/NAME.json``."""
+"""Benchmarks: ``make bench-NAME`` runs ``tests/bench/NAME.py``: a table, and ``build/bench/NAME.json``."""
