@@ -108,6 +108,7 @@ class Election:
 
         Raises what ``lead()`` raises.
         """
+        logger.info("%s stands by", self._me)
         try:
             while True:
                 await self._stand_by()
