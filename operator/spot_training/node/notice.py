@@ -46,7 +46,8 @@ class Notice:
 
     ``id`` stays the same however often the notice is read. ``says`` is the time that the source names, in seconds
     since the epoch by the cloud's clock, or None where it names none. ``minimum``: the seconds that are documented
-    for just this notice, where they are not the source's.
+    for just this notice, where they are not the source's. ``approvable``: the cloud may be told to go ahead
+    before its time, which is wanted and concerns no other machine.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Notice:
     source: str
     says: float | None
     minimum: float | None = None
+    approvable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

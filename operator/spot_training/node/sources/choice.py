@@ -8,7 +8,7 @@ PROVIDERS: Final = ("eci", "aws", "gcp", "azure", "alibaba", "tencent")
 ECI_SOCKET: Final = "/run/eci-guest-agent.sock"
 
 
-def choose(provider: str, eci_socket: str = ECI_SOCKET) -> Source:
+def choose(provider: str, eci_socket: str = ECI_SOCKET, azure_approve: bool = False) -> Source:
     """The source of one of ``PROVIDERS``; ``ValueError`` for another name."""
     match provider:
         case "eci":
@@ -26,7 +26,7 @@ def choose(provider: str, eci_socket: str = ECI_SOCKET) -> Source:
         case "azure":
             from spot_training.node.sources.azure import azure
 
-            return azure()
+            return azure(approvals=azure_approve)
         case "alibaba":
             from spot_training.node.sources.alibaba import alibaba
 
