@@ -12,6 +12,7 @@ from spot_training.node.metrics import Metrics
 from spot_training.node.notice import Answer, Limits, Nothing, Notice, Notices
 from spot_training.node.policy import Policy
 from spot_training.node.situation import Settings
+from spot_training.node.sources import Source
 from tests.unit.node.api import Api
 from tests.unit.node.waiting import until
 
@@ -45,7 +46,7 @@ def due(seconds: float, now: float | None = None) -> Notices:
 @asynccontextmanager
 async def working(
     api: Api,
-    source: Script,
+    source: Source,
     *,
     drain: bool = True,
     dry_run: bool = False,
