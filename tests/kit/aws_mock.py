@@ -32,7 +32,7 @@ def running(*words: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
     gotools.ensure({PROGRAM})
     for start in range(STARTS):
         try:
-            process, address = _start(words, host, port or _free_port(host))
+            process, address = _start(words, host, port or free_port(host))
         except TakenError:
             if port or start == STARTS - 1:
                 raise
@@ -90,7 +90,8 @@ def _answers(address: str) -> bool:
     return False
 
 
-def _free_port(host: str) -> int:
+def free_port(host: str) -> int:
+    """A port of this address that nobody listens at."""
     with socket.create_server((host, 0)) as listening:
         number: int = listening.getsockname()[1]
         return number

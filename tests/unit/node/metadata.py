@@ -52,13 +52,16 @@ class Service:
 
 @asynccontextmanager
 async def service(
-    routes: Mapping[str, wire.Answering] | None = None, serving: Service | None = None
+    routes: Mapping[str, wire.Answering] | None = None,
+    serving: Service | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Service]:
     """Serve these routes, which may change meanwhile, or a service that the test has made."""
     result = serving or Service(dict(routes or {}))
-    server = await asyncio.start_server(result.serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    result.address = f"http://{host}:{port}"
+    server = await asyncio.start_server(result.serve, host, port)
+    result.address = "http://{}:{}".format(*server.sockets[0].getsockname())
     try:
         yield result
     finally:
