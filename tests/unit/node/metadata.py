@@ -44,8 +44,8 @@ class Service:
             answering = self.routes.get(request.line) or wire.whole("404 Not Found", b"404 page not found")
             await answering(writer)
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the other side is gone, or the test is over
         finally:
             writer.close()
 
