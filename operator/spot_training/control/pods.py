@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from spot_training.api import names
+from spot_training.api.status import Current
+from spot_training.control.policies.affinity import confine, together
 from spot_training.control.policies.placement import gpus_per_pod
 from spot_training.control.world import Job, Pool
 
@@ -84,8 +86,8 @@ def claim(job: Job) -> Json:
     }
 
 
-def pod(job: Job, attempt: int, index: int, pool: Pool | None) -> Json:
-    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen."""
+def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current | None = None) -> Json:
+    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen; ``opened``: the attempt's record."""
     template = job.spec.template
     metadata: Json = template.metadata.to_json() if template.metadata else {}
     metadata["name"] = pod_name(job, attempt, index)
@@ -118,6 +120,10 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None) -> Json:
             *(spec.get("tolerations") or ()),
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
+    if opened is not None:
+        confine(spec, opened.node or "", ())
+        if opened.one_node:
+            together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [
         *(spec.get("volumes") or ()),
         {"name": VOLUME, "persistentVolumeClaim": {"claimName": job.claim}},
