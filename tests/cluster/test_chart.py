@@ -57,6 +57,12 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
             "additional properties 'socket' not allowed",
         ),
         ("agent.providers.gcp.hostNetwork=1", "/agent/providers/gcp/hostNetwork", "want boolean"),
+        ("agent.providers.aws.endpoint=http://h/latest", "/agent/providers/aws/endpoint", "does not match"),
+        (
+            "agent.providers.eci.endpoint=http://h",
+            "/agent/providers/eci",
+            "additional properties 'endpoint' not allowed",
+        ),
         ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
         ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
@@ -195,11 +201,20 @@ def test_a_clouds_agent_mounts_nothing_and_only_googles_shares_the_hosts_network
     pod = workloads("--set", ",".join(settings))["agent"]["spec"]
     (container,) = pod["containers"]
     assert {"name": "SPOT_PROVIDER", "value": provider} in container["env"]
+    assert "SPOT_METADATA_ENDPOINT" not in {each["name"] for each in container["env"]}
     assert "volumes" not in pod and "volumeMounts" not in container
     assert pod.get("hostNetwork", False) is (provider == "gcp")
     assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
     ]
+
+
+def test_another_endpoint_is_told_to_that_providers_agent() -> None:
+    there = "http://[fd00:ec2::254]:80"
+    aws = "agent.providers.aws"
+    settings = f"agent.providers.eci.enabled=false,{aws}.enabled=true,{aws}.endpoint={there}"
+    (container,) = workloads("--set", settings)["agent"]["spec"]["containers"]
+    assert {"name": "SPOT_METADATA_ENDPOINT", "value": there} in container["env"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+from urllib.parse import urlsplit
 
 from spot_training.cluster.client import Client, Connection, in_cluster
 from spot_training.node import logs
@@ -52,7 +53,12 @@ def main(argv: Sequence[str]) -> int:
     )
     metrics = Metrics()
     with asyncio.Runner() as runner:
-        source = choose(options.provider, options.eci_socket, options.azure_approve)
+        try:
+            source = choose(
+                options.provider, options.eci_socket, options.metadata_endpoint, options.azure_approve
+            )
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         told = outlets(options, metrics)
         runner.run(serve(settings, in_cluster(host, port), source, metrics, told, options.metrics_port))
     return 0
@@ -124,6 +130,13 @@ def parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
     option("--node-name", "NODE_NAME", None, "the Node this agent runs on")
     option("--provider", "SPOT_PROVIDER", "eci", "whose notices: " + ", ".join(PROVIDERS), _provider)
     option("--eci-socket", "SPOT_ECI_SOCKET", ECI_SOCKET, "the ECI guest agent's Unix socket")
+    option(
+        "--metadata-endpoint",
+        "SPOT_METADATA_ENDPOINT",
+        "",
+        "another place of the provider's metadata service, such as http://[fd00:ec2::254]; empty: the documented one",
+        _endpoint,
+    )
     option("--poll-seconds", "SPOT_POLL_SECONDS", "1", "time between two questions to the source", _seconds)
     option("--metrics-port", "SPOT_METRICS_PORT", "9808", "port of /livez, /readyz and /metrics", _port)
     option("--drain", "SPOT_DRAIN", "true", "false: only mark and cordon the node", _boolean)
@@ -166,6 +179,17 @@ def parser(env: Mapping[str, str]) -> argparse.ArgumentParser:
 def _provider(text: str) -> str:
     if text not in PROVIDERS:
         raise argparse.ArgumentTypeError(f"{text!r} is none of the known providers: {', '.join(PROVIDERS)}")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        proper = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        proper = False
+    if text and not (proper and text == f"{parts.scheme}://{parts.netloc}"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form http://host or http://host:port")
     return text
 
 

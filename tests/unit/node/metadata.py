@@ -53,21 +53,24 @@ class Service:
             answering = self.routes.get(request.line) or wire.whole("404 Not Found", b"404 page not found")
             await answering(writer)
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the other side is gone, or the test is over
         finally:
             writer.close()
 
 
 @asynccontextmanager
 async def service(
-    routes: Mapping[str, wire.Answering] | None = None, serving: Service | None = None
+    routes: Mapping[str, wire.Answering] | None = None,
+    serving: Service | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Service]:
     """Serve these routes, which may change meanwhile, or a service that the test has made."""
     result = serving or Service(dict(routes or {}))
-    server = await asyncio.start_server(result.serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    result.address = f"http://{host}:{port}"
+    server = await asyncio.start_server(result.serve, host, port)
+    result.address = "http://{}:{}".format(*server.sockets[0].getsockname())
     try:
         yield result
     finally:

@@ -13,6 +13,7 @@ from spot_training.node.main import main, outlets, parser
 from spot_training.node.metrics import Metrics
 from spot_training.node.policy import Response
 from spot_training.node.sources.choice import PROVIDERS, choose
+from tests.unit.node.metadata import service
 
 
 def test_everything_can_be_set_by_the_environment() -> None:
@@ -20,6 +21,7 @@ def test_everything_can_be_set_by_the_environment() -> None:
         "NODE_NAME": "n1",
         "SPOT_PROVIDER": "eci",
         "SPOT_ECI_SOCKET": "/s",
+        "SPOT_METADATA_ENDPOINT": "http://[fd00:ec2::254]:8080",
         "SPOT_POLL_SECONDS": "0.5",
         "SPOT_METRICS_PORT": "1234",
         "SPOT_DRAIN": "False",
@@ -44,6 +46,7 @@ def test_everything_can_be_set_by_the_environment() -> None:
         "node_name": "n1",
         "provider": "eci",
         "eci_socket": "/s",
+        "metadata_endpoint": "http://[fd00:ec2::254]:8080",
         "poll_seconds": 0.5,
         "metrics_port": 1234,
         "drain": False,
@@ -104,6 +107,10 @@ def test_a_webhook_without_a_good_url_is_told_of_and_keeps_nobody_from_working(
     [
         ({}, "--node-name"),
         ({"NODE_NAME": "n", "SPOT_PROVIDER": "dec"}, "'dec' is none of the known providers: eci"),
+        *(
+            ({"NODE_NAME": "n", "SPOT_METADATA_ENDPOINT": wrong}, f"{wrong!r} is not of the form http://host")
+            for wrong in ("here", "http://", "ftp://h", "http://h/latest", "http://h:x", "http://h?a=b")
+        ),
         ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "0"}, "not between 0.05 and 60 seconds"),
         ({"NODE_NAME": "n", "SPOT_POLL_SECONDS": "often"}, "--poll-seconds"),
         ({"NODE_NAME": "n", "SPOT_ON_REBALANCE": "panic"}, "'panic' is none of taint, drain, ignore"),
@@ -203,3 +210,16 @@ def test_only_the_chosen_providers_module_is_imported(provider: str) -> None:
 def test_an_unknown_provider_is_named() -> None:
     with pytest.raises(ValueError, match="'dec' is none of the known providers: eci, aws"):
         choose("dec")
+
+
+def test_ecis_socket_has_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    with pytest.raises(SystemExit, match="eci is asked at its socket"):
+        main(["--node-name", "n1", "--metadata-endpoint", "http://127.0.0.1:1"])
+
+
+@pytest.mark.parametrize("provider", [name for name in PROVIDERS if name != "eci"])
+async def test_a_cloud_is_asked_at_its_endpoint(provider: str) -> None:
+    async with service() as cloud:
+        await choose(provider, endpoint=cloud.address).ask()
+    assert cloud.requests
