@@ -74,6 +74,26 @@ WRONG_JOBS: list[Row] = [
     ),
     ({"spec.recovery.maxFailures": -1}, "spec.recovery.maxFailures", f"{MINIMUM} 0"),
     ({"spec.recovery.maxDisruptions": -1}, "spec.recovery.maxDisruptions", f"{MINIMUM} 0"),
+    (
+        {"spec.recovery.retryableExitCodes": [0]},
+        "spec.recovery.retryableExitCodes[0]",
+        f"{MINIMUM} 1",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [256]},
+        "spec.recovery.retryableExitCodes[0]",
+        "should be less than or equal to 255",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [3, 3]},
+        "spec.recovery.retryableExitCodes[1]",
+        "Duplicate value: 3",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": list(range(1, 66))},
+        "spec.recovery.retryableExitCodes",
+        "must have at most 64 items",
+    ),
     # Where checkpoints live
     ({CHECKPOINT: ABSENT}, CHECKPOINT, "Required value"),
     ({f"{CHECKPOINT}.mountPath": ABSENT}, f"{CHECKPOINT}.mountPath", "Required value"),

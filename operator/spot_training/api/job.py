@@ -167,6 +167,14 @@ class Recovery(Model):
     max_disruptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="How many reclamations, evictions and lost nodes; unlimited when left out."
     )
+    retryable_exit_codes: Annotated[
+        list[Annotated[int, Field(ge=1, le=255)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(
+        [],
+        description="Exit codes of the program that count as disruptions, not as failures: its way to ask for "
+        "another try, as after a communication fault that it cannot mend itself.",
+    )
     backoff: Backoff = Backoff()
     node_lost_after_seconds: Seconds = Field(
         60, description="Seconds a node may be unreachable before its pods are given up."

@@ -68,6 +68,7 @@ class Current(Model):
     attempt: int
     pool: Word
     opened_at: Time
+    generation: int | None = Field(None, description="The job's generation that its pods are made from.")
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
@@ -130,6 +131,7 @@ class SpotTrainingJobStatus(Model):
     disruptions: int = 0
     failure_streak: int = 0
     disruption_streak: int = 0
+    start_streak: int = 0
     next_try_at: Time | None = None
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
     start_time: Time | None = None

@@ -61,6 +61,8 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    if current.running_at is not None and status.start_streak:
+        draft.set(start_streak=0)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
@@ -83,12 +85,31 @@ def _count(draft: Draft) -> None:
                 "MaxFailures",
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
-    elif end.cls == "NotStarted" and end.reason != "NodeLeft":
-        _demote(draft, current.pool, end.reason)
+    elif end.cls == "NotStarted":
+        _count_unstarted(draft, end.reason)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
         )
+
+
+def _count_unstarted(draft: Draft, reason: str) -> None:
+    """An attempt that did not come to run: nobody's failure, but the next one comes later each time.
+
+    A gang that was not whole in time tries every pool once before it waits.
+    """
+    status = draft.status
+    if reason == "SpecChanged":
+        draft.set(start_streak=0)
+        return
+    streak = 1 if draft.current.running_at else status.start_streak + 1
+    draft.set(start_streak=streak)
+    free = 0
+    if reason in ("ProvisionTimeout", "NodeLeft"):
+        free = max(1, len(draft.job.spec.pools or draft.world.pools))
+    _retry_after(draft, streak - free)
+    if reason == "ProvisionTimeout":
+        _demote(draft, draft.current.pool, reason)
 
 
 def _count_lost(draft: Draft) -> None:
@@ -163,7 +184,7 @@ def _next(draft: Draft) -> None:
     if due is not None and draft.now < due:
         draft.wake(due)
         last = draft.status.current.end if draft.status.current else None
-        about = f" after {last.reason}" if last else ""
+        about = f" after {last.reason}: {last.message}" if last else ""
         draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
@@ -253,6 +274,7 @@ def _place(draft: Draft) -> None:
             attempt=number,
             pool=choice.pool,
             opened_at=draft.stamp(),
+            generation=job.generation,
             replicas=job.spec.replicas,
             one_node=one_node or None,
             node=choice.node or None,

@@ -62,11 +62,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How container 0 ended."""
+    """How container 0 ended; ``message``: the runtime's words where it could not even start it."""
 
     code: int
     reason: str
     at: float
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
