@@ -109,6 +109,16 @@ WRONG_JOBS: list[Row] = [
         "must be the name of a PersistentVolumeClaim",
     ),
     (
+        {f"{CHECKPOINT}.resumeFrom": {"job": "Old_Job"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "must be the name of a SpotTrainingJob in the same namespace",
+    ),
+    (
+        {"metadata.name": "same", f"{CHECKPOINT}.resumeFrom": {"job": "same"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "a job finds its own checkpoints by itself",
+    ),
+    (
         {f"{CHECKPOINT}.claimName": ABSENT, f"{CHECKPOINT}.claimTemplate": {**CLAIM, "accessModes": []}},
         f"{CHECKPOINT}.claimTemplate.accessModes",
         "should have at least 1 items",
@@ -166,7 +176,6 @@ WRONG_JOBS: list[Row] = [
     ({"spec.onDemand.afterSeconds": 600}, "spec.onDemand.afterSeconds", LEAVE_OUT),
     ({"spec.onDemand.maxCost": "50.00"}, "spec.onDemand.maxCost", LEAVE_OUT),
     ({"spec.onDemand.maxCost": 50}, "spec.onDemand.maxCost", "must be of type string"),
-    ({f"{CHECKPOINT}.resumeFrom": {"job": "old"}}, f"{CHECKPOINT}.resumeFrom", LEAVE_OUT),
     # Too many
     ({"spec.pools": ["a", "b", "a"]}, "spec.pools[2]", 'Duplicate value: "a"'),
     ({"spec.pools": "spot-a"}, "spec.pools", "must be of type array"),

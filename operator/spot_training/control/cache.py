@@ -23,7 +23,19 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
-from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, Terms, World
+from spot_training.control.world import (
+    Claim,
+    Job,
+    Node,
+    Pod,
+    Pool,
+    Refusal,
+    Reservation,
+    Source,
+    Terms,
+    World,
+    template_claim,
+)
 
 Json = Mapping[str, Any]
 
@@ -215,6 +227,7 @@ class Cache:
             pools=self.pools.items,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
+            source=self._source(job),
             used=self._used,
             reservations=self._reservations(job.uid),
             agents=self._agents.keys(),
@@ -245,6 +258,22 @@ class Cache:
             if pod.job_uid != job.uid:
                 return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
+
+    def _source(self, job: Job) -> Source | None:
+        """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
+        named = job.spec.checkpoint.resume_from
+        if named is None:
+            return None
+        other = self.jobs.items.get((job.namespace, named.job))
+        name = other.claim if other is not None else template_claim(named.job)
+        users = [each.name for each in self._index.holding((job.namespace, name)) if each.uid != job.uid]
+        users += [
+            pod.job
+            for pod in self._by_claim.get((job.namespace, name), {}).values()
+            if pod.job_uid != job.uid
+        ]
+        claim = self.claims.items.get((job.namespace, name))
+        return Source(named.job, other is not None, name, claim, min(users, default=""))
 
     def _reservations(self, but: str) -> tuple[Reservation, ...]:
         """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""

@@ -15,6 +15,8 @@ from spot_training.control.claims import (
     claim_trouble,
     needs_one_node,
     never_on_one_node,
+    resume_trouble,
+    source_of,
 )
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
@@ -192,7 +194,7 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = claim_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft)
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
@@ -266,6 +268,7 @@ def _place(draft: Draft) -> None:
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
         draft.condition("CapacityAvailable", False, choice.reason, choice.message)
         return
+    source = source_of(draft.world, job)
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
@@ -278,6 +281,7 @@ def _place(draft: Draft) -> None:
             replicas=job.spec.replicas,
             one_node=one_node or None,
             node=choice.node or None,
+            resume_claim=source.claim_name if source else None,
         ),
         next_try_at=None,
         demoted_pools=demoted,

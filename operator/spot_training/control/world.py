@@ -39,12 +39,17 @@ class Job:
     @property
     def claim(self) -> str:
         """Name of the claim that holds the checkpoints."""
-        return self.spec.checkpoint.claim_name or f"{self.name}-checkpoint"
+        return self.spec.checkpoint.claim_name or template_claim(self.name)
 
     @property
     def open_attempt(self) -> bool:
         """Whether an attempt is open: pods of it may run."""
         return self.status.current is not None and self.status.current.end is None
+
+
+def template_claim(job: str) -> str:
+    """Name of the claim that is made from the ``claimTemplate`` of the job of that name."""
+    return f"{job}-checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,20 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What ``checkpoint.resumeFrom`` names: the job (``known``: whether it is there), and the claim of its checkpoints.
+
+    ``user``: the live job that uses that claim now, or empty.
+    """
+
+    job: str
+    known: bool
+    claim_name: str
+    claim: Claim | None = None
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """The API server refused pod 0 in a dry run. ``temporary`` where another moment may differ (quota)."""
 
@@ -219,6 +238,7 @@ class World:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
+    source: Source | None = None
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
     agents: Set[str] = frozenset()

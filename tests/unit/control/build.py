@@ -23,6 +23,7 @@ from spot_training.control.world import (
     Refusal,
     Report,
     Reservation,
+    Source,
     Taint,
     Terms,
     World,
@@ -90,6 +91,7 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
         self.obstacle = ""
         self.used: dict[tuple[str, str], int] = {}
@@ -108,6 +110,7 @@ class Scene:
             pools=self.pools,
             claim=self.claim,
             claim_user=self.claim_user,
+            source=self.source,
             used=self.used,
             reservations=self.reservations,
             agents=self.agents,
