@@ -39,6 +39,7 @@ class Stop(Model):
     cause: Word
     cls: EndClass | None = Field(None, alias="class")
     message: Text = ""
+    node: Word | None = None
     at: Time
     deadline: Time | None = None
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
@@ -72,6 +73,9 @@ class Current(Model):
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    avoid: Annotated[list[Word], Field(max_length=32)] = Field(
+        [], description="Nodes that its pods keep off, because attempts failed there."
+    )
     resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
@@ -88,6 +92,17 @@ class Demotion(Model):
     pool: Word
     until: Time
     reason: Word
+
+
+class SuspectNode(Model):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
 
 
 class CheckpointStatus(Model):
@@ -135,6 +150,7 @@ class SpotTrainingJobStatus(Model):
     start_streak: int = 0
     next_try_at: Time | None = None
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
     completion_time: Time | None = None
     current: Current | None = None

@@ -150,7 +150,7 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
         _note_ends(draft, pods)
         _note_node_left(draft, pods)
         _note_mended(draft)
-        _note_provision_timeout(draft)
+        _note_provision_timeout(draft, pods)
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -252,7 +252,7 @@ def _note_mended(draft: Draft) -> None:
         stop_attempt(draft, "SpecChanged", "NotStarted", message)
 
 
-def _note_provision_timeout(draft: Draft) -> None:
+def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     opened = moment(current.opened_at)
     if current.running_at is not None or current.stop is not None or opened is None or draft.asks:
@@ -267,7 +267,8 @@ def _note_provision_timeout(draft: Draft) -> None:
     draft.tell(
         "ProvisionTimeout", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning"
     )
-    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message)
+    stuck = next((pod.node for _, pod in sorted(pods.items()) if pod.node and pod.started_at is None), None)
+    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message, node=stuck)
 
 
 def _settle_undecided(draft: Draft) -> None:

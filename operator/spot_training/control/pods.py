@@ -125,7 +125,7 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
     if opened is not None:
-        confine(spec, opened.node or "", ())
+        confine(spec, opened.node or "", opened.avoid)
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [

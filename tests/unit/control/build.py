@@ -165,7 +165,9 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken and each.ready
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         ]
         on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"
