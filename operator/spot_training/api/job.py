@@ -175,11 +175,14 @@ class Recovery(Model):
     max_disruptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="How many reclamations, evictions and lost nodes; unlimited when left out."
     )
-    retryable_exit_codes: Annotated[
-        list[Annotated[int, Field(ge=1, le=255)]],
-        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
-    ] = Field(
-        [],
+    retryable_exit_codes: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=255)]],
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = Field(
+        None,
         description="Exit codes of the program that count as disruptions, not as failures: its way to ask for "
         "another try, as after a communication fault that it cannot mend itself.",
     )

@@ -160,7 +160,7 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     """
     current = draft.current
     fates = fates_of(draft, pods)
-    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes)
+    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes or ())
     failed: tuple[int, Pod, Judgement] | None = None
     retried: tuple[int, Pod, Judgement] | None = None
     for index in range(draft.job.spec.replicas):
