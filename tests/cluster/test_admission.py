@@ -447,6 +447,37 @@ def test_what_an_attempt_stands_on_is_changed_only_while_suspended(
         kubectl("-n", namespace, "delete", "stj", "changing", "--ignore-not-found")
 
 
+TEMPLATE = f"{CHECKPOINT}.claimTemplate"
+ONCE = "claimTemplate: cannot be changed, for its claim is made once"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({f"{TEMPLATE}.accessModes": ["ReadWriteOnce"]}, TEMPLATE, ONCE),
+        ({f"{TEMPLATE}.resources.requests.storage": "2Gi"}, TEMPLATE, ONCE),
+        ({f"{TEMPLATE}.storageClassName": "fast"}, TEMPLATE, ONCE),
+        ({"spec.managedBy": "example.org/third"}, "spec.managedBy", "managedBy: cannot be changed"),
+    ],
+)
+def test_what_is_made_once_is_never_changed(
+    changes: dict[str, Any], field: str, words: str, namespace: str
+) -> None:
+    template = {**CLAIM, "storageClassName": "slow"}
+    made = changed(
+        job("made-once", namespace, **FOREIGN), {f"{CHECKPOINT}.claimName": ABSENT, TEMPLATE: template}
+    )
+    taken(made)
+    try:
+        for suspend in (False, True):
+            assert_refused(apply(changed(made, {**changes, "spec.suspend": suspend})), field, words)
+        assert (
+            taken(changed(made, {f"{CHECKPOINT}.retain": "Never"}))["spec"]["checkpoint"]["retain"] == "Never"
+        )
+    finally:
+        kubectl("-n", namespace, "delete", "stj", "made-once", "--ignore-not-found")
+
+
 def test_what_may_be_changed_at_any_time(namespace: str) -> None:
     made = job("steering", namespace, **FOREIGN)
     taken(made)

@@ -237,6 +237,18 @@ class SpotTrainingJobSpec(Model):
             "checkpoint: mountPath and claimName can be changed only while the job is suspended (suspend: true)",
             ".checkpoint",
         ),
+        rule(
+            "!has(self.checkpoint.claimTemplate) || !has(oldSelf.checkpoint.claimTemplate) || "
+            "self.checkpoint.claimTemplate == oldSelf.checkpoint.claimTemplate",
+            "claimTemplate: cannot be changed, for its claim is made once; to resize it edit the "
+            "PersistentVolumeClaim itself, to leave it use claimName while the job is suspended",
+            ".checkpoint.claimTemplate",
+        ),
+        rule(
+            "self.managedBy == oldSelf.managedBy",
+            "managedBy: cannot be changed; make the job anew",
+            ".managedBy",
+        ),
     )
 
     replicas: Annotated[int, Field(ge=1, le=1000)] = Field(

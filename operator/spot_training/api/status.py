@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+from spot_training.api.model import Condition, Decimal, StatusModel, Text, Time, Word
 
 MAX_TIMELINE = 20
 
@@ -20,7 +20,7 @@ EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled
 ``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
 
 
-class AttemptNode(Model):
+class AttemptNode(StatusModel):
     """A node that the attempt's pod ran on, with the price at its start."""
 
     index: int
@@ -30,7 +30,7 @@ class AttemptNode(Model):
     start: Time | None = None
 
 
-class Stop(Model):
+class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
     ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
@@ -45,7 +45,7 @@ class Stop(Model):
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
 
 
-class UndecidedExit(Model):
+class UndecidedExit(StatusModel):
     """A non-zero exit that is not judged yet: a peer's node may have died silently."""
 
     index: int
@@ -54,7 +54,7 @@ class UndecidedExit(Model):
     reason: Word = ""
 
 
-class End(Model):
+class End(StatusModel):
     """How the attempt ended."""
 
     cls: EndClass = Field(alias="class")
@@ -63,7 +63,7 @@ class End(Model):
     at: Time
 
 
-class Current(Model):
+class Current(StatusModel):
     """The newest attempt."""
 
     attempt: int
@@ -86,7 +86,7 @@ class Current(Model):
     end: End | None = None
 
 
-class Demotion(Model):
+class Demotion(StatusModel):
     """A pool that is tried last for a while, and why."""
 
     pool: Word
@@ -94,7 +94,7 @@ class Demotion(Model):
     reason: Word
 
 
-class SuspectNode(Model):
+class SuspectNode(StatusModel):
     """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
 
     name: Word
@@ -105,14 +105,14 @@ class SuspectNode(Model):
     avoided_until: Time | None = None
 
 
-class CheckpointStatus(Model):
+class CheckpointStatus(StatusModel):
     """The newest checkpoint that an ended attempt reported."""
 
     step: int
     time: Time | None = None
 
 
-class Interruption(Model):
+class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
     attempt: int
@@ -135,7 +135,7 @@ class Interruption(Model):
     resumed_step: int | None = None
 
 
-class SpotTrainingJobStatus(Model):
+class SpotTrainingJobStatus(StatusModel):
     """The job's state."""
 
     observed_generation: int = 0

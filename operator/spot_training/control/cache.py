@@ -219,6 +219,7 @@ class Cache:
         dry_run: Refusal | bool | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
+        refused: bool = False,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -237,6 +238,7 @@ class Cache:
             volumes=self.volumes,
             events=events,
             obstacle=obstacle,
+            refused=refused,
         )
 
     def world_of_pools(self) -> World:
@@ -292,11 +294,11 @@ class Cache:
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
-        if bound >= job.spec.replicas:
+        if bound >= job.replicas:
             return None
         resource = pool.spec.gpu_resource
         each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.spec.replicas - bound, current.node or "")
+        return Reservation(pool.name, resource, each, job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import TypeVar
 
+from spot_training.api import names
 from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
@@ -66,7 +67,7 @@ class JobIndex:
         self._with_claim[claim][job.uid] = job
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
-        if job.finished:
+        if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
             self._holding[claim][job.uid] = job

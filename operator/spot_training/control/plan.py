@@ -89,6 +89,9 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
+        if end.reason == "PodsRefused":
+            # The next try begins with a dry run, as the first one did.
+            draft.condition("TemplateInvalid", True, end.reason, end.message)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
@@ -291,6 +294,7 @@ def _summarize(draft: Draft) -> None:
         return
     current = status.current
     is_open = current is not None and current.end is None
+    replicas = (current.replicas if current and is_open else None) or job.spec.replicas
     ready = sum(1 for pod in draft.pods().values() if pod.running and not pod.removed) if is_open else 0
     interrupted = status.disruptions + status.failures > 0
     running = False
@@ -314,7 +318,7 @@ def _summarize(draft: Draft) -> None:
     if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
         draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
     _note_agents(draft)
-    draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+    draft.set(phase=phase, ready=f"{ready}/{replicas}", observed_generation=job.generation)
 
 
 def _note_agents(draft: Draft) -> None:

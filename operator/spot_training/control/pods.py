@@ -111,7 +111,7 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
 
     spec: Json = template.spec.to_json()
     spec["restartPolicy"] = "Never"
-    if job.spec.replicas > 1:
+    if job.replicas > 1:
         # A pod has a name of its own in DNS only with both of these; RANK 0 is found by it.
         spec["hostname"] = metadata["name"]
         spec["subdomain"] = job.name
@@ -179,7 +179,7 @@ def _on_host_network(spec: Json, port: int, index: int) -> None:
 
 def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> dict[str, str]:
     """The contract with the training code, and PyTorch's own rendezvous variables (env://, torchrun's PET_*)."""
-    replicas, port = job.spec.replicas, str(_master_port(job, attempt))
+    replicas, port = job.replicas, str(_master_port(job, attempt))
     master = f"{pod_name(job, attempt, 0)}.{job.name}" if replicas > 1 else "localhost"
     made = {
         names.ENV_JOB: job.name,

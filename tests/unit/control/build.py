@@ -93,7 +93,7 @@ class Scene:
         self.claim_user = ""
         self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle = ""
+        self.obstacle, self.refused = "", False
         self.used: dict[tuple[str, str], int] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
@@ -115,6 +115,7 @@ class Scene:
             reservations=self.reservations,
             agents=self.agents,
             obstacle=self.obstacle,
+            refused=self.refused,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.dry_run if Ask.DRY_RUN in asked else None,
