@@ -289,7 +289,7 @@ class Cache:
         """What a job whose attempt is starting reserves."""
         current = job.status.current
         pool = self.pools.items.get(current.pool) if current else None
-        if current is None or pool is None:
+        if current is None or pool is None or (current.queue and current.admitted_at is None):
             return None
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)

@@ -14,7 +14,7 @@ from spot_training.api.status import SpotTrainingJobStatus
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A SpotTrainingJob."""
+    """A SpotTrainingJob. ``queue`` and ``priority_class``: what its Kueue labels say, or empty."""
 
     namespace: str
     name: str
@@ -24,6 +24,8 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+    queue: str = ""
+    priority_class: str = ""
     version: str = field(default="", compare=False)
 
     @property
@@ -103,6 +105,7 @@ class Pod:
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+    gated: bool = False
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""
