@@ -246,7 +246,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
 def _note_refused(draft: Draft) -> None:
     """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
     current = draft.current
-    if current.stop is not None or current.started_at or draft.asks or not draft.world.refused:
+    if current.stop is not None or current.started_at or draft.asks or draft.world.refused != current.attempt:
         return
     draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
     stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)

@@ -222,7 +222,7 @@ class Cache:
         dry_run: Refusal | bool | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
-        refused: bool = False,
+        refused: int = 0,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(

@@ -243,7 +243,7 @@ class World:
     asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
     attached, as far as looked up; ``events``: by pod UID, what its
     Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
-    failed; ``refused``: because a quota or another admission does not let it.
+    failed; ``refused``: the attempt of which a quota or another admission lets no more pods be made, or 0.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -261,4 +261,4 @@ class World:
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
-    refused: bool = False
+    refused: int = 0
