@@ -9,12 +9,13 @@ name of the value in question.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -124,10 +125,26 @@ def write(content: Mapping[str, Any], sink: Sink) -> None:
     if suffix() == TORCH_SUFFIX:
         import torch
 
-        torch.save(dict(content), sink)
+        with _without_checksums(torch):
+            torch.save(dict(content), sink)
     else:
         # Not json.dump: it writes in thousands of small pieces.
         sink.write(json.dumps(content).encode())
+
+
+@contextlib.contextmanager
+def _without_checksums(torch: Any) -> Iterator[None]:
+    """Spare torch its own checksums in the file, which take longer than ours and which it does not look at."""
+    serialization = torch.serialization
+    if not hasattr(serialization, "set_crc32_options"):  # since torch 2.6
+        yield
+        return
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 def read(file: BinaryIO, name: str) -> dict[str, Any]:
