@@ -23,7 +23,19 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
-from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
+from spot_training.control.world import (
+    Claim,
+    Job,
+    Node,
+    Pod,
+    Pool,
+    Refusal,
+    Reservation,
+    Source,
+    Terms,
+    World,
+    template_claim,
+)
 
 Json = Mapping[str, Any]
 
@@ -52,12 +64,15 @@ class Store(Generic[T]):
         self.items: dict[Any, T] = {}
 
     def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
-        """Take in an object; returns its key, what was there and what is there now (None: it is older)."""
+        """Take in an object; returns its key, what was there and what is there now (None: it is nothing new)."""
         key, meta = self.key(raw), raw["metadata"]
         version = int(meta["resourceVersion"])
         known = self._versions.get(key)
         before = self.items.get(key)
         if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
+            return key, before, None
+        if known == (meta["uid"], version):
+            # As in every list that is compared with: reading it again is most of the work.
             return key, before, None
         if known is not None and known[0] != meta["uid"]:
             self._bar(known[0], version)
@@ -110,13 +125,15 @@ class Cache:
         self.jobs: Store[Job] = Store(read_job, _named, self._job_changed)
         self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
         self.nodes: Store[Node] = Store(read_node, _name)
-        self.claims: Store[Claim] = Store(read_claim, _named)
+        self.claims: Store[Claim] = Store(read_claim, _named, self._claim_changed)
         self.pods: Store[Pod] = Store(read_pod, _named)
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._used: dict[tuple[str, str], int] = defaultdict(int)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
+        self.volumes: dict[str, Terms] = {}
+        """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
         self._index = JobIndex()
         self._reserved = Reserved()
         self._stale: set[str] = set()
@@ -203,7 +220,9 @@ class Cache:
         live: bool = False,
         leases: Mapping[str, float] | None = None,
         dry_run: Refusal | bool | None = None,
+        events: Mapping[str, str] | None = None,
         obstacle: str = "",
+        refused: bool = False,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -212,13 +231,17 @@ class Cache:
             pools=self.pools.items,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
+            source=self._source(job),
             used=self._used,
             reservations=self._reservations(job.uid),
             agents=self._agents.keys(),
             live=live,
             leases=leases,
             dry_run=dry_run,
+            volumes=self.volumes,
+            events=events,
             obstacle=obstacle,
+            refused=refused,
         )
 
     def world_of_pools(self) -> World:
@@ -241,6 +264,22 @@ class Cache:
                 return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
 
+    def _source(self, job: Job) -> Source | None:
+        """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
+        named = job.spec.checkpoint.resume_from
+        if named is None:
+            return None
+        other = self.jobs.items.get((job.namespace, named.job))
+        name = other.claim if other is not None else template_claim(named.job)
+        users = [each.name for each in self._index.holding((job.namespace, name)) if each.uid != job.uid]
+        users += [
+            pod.job
+            for pod in self._by_claim.get((job.namespace, name), {}).values()
+            if pod.job_uid != job.uid
+        ]
+        claim = self.claims.items.get((job.namespace, name))
+        return Source(named.job, other is not None, name, claim, min(users, default=""))
+
     def _reservations(self, but: str) -> tuple[Reservation, ...]:
         """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
         for uid in self._stale:
@@ -258,15 +297,19 @@ class Cache:
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
-        if bound >= job.spec.replicas:
+        if bound >= job.replicas:
             return None
         resource = pool.spec.gpu_resource
         each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.spec.replicas - bound)
+        return Reservation(pool.name, resource, each, job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
         self._stale.update(job.uid for job in (before, after) if job is not None)
+
+    def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
+        if before is not None and (after is None or after.volume != before.volume):
+            self.volumes.pop(before.volume, None)
 
     def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
         if before is None or after is None or before.spec != after.spec:

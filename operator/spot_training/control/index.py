@@ -8,11 +8,12 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import TypeVar
 
+from spot_training.api import names
 from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
-Shape = tuple[int, str, str]
-"""GPUs of a pod, their resource, the pool."""
+Shape = tuple[int, str, str, str]
+"""GPUs of a pod, their resource, the pool, and the one node of all pods where there is one."""
 
 K = TypeVar("K")
 
@@ -50,11 +51,15 @@ class JobIndex:
     def claim_user(self, job: Job) -> Job | None:
         """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
         users = []
-        for other in self._holding.get((job.namespace, job.claim), {}).values():
+        for other in self.holding((job.namespace, job.claim)):
             first = job.status.current is None or _age(other) < _age(job)
             if other.uid != job.uid and (other.open_attempt or first):
                 users.append(other)
         return min(users, key=_age, default=None)
+
+    def holding(self, claim: Key) -> list[Job]:
+        """The live jobs that have opened an attempt on the claim, and so keep it until they have ended."""
+        return list(self._holding.get(claim, {}).values())
 
     def _add(self, job: Job) -> None:
         claim = job.namespace, job.claim
@@ -62,7 +67,7 @@ class JobIndex:
         self._with_claim[claim][job.uid] = job
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
-        if job.finished:
+        if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
             self._holding[claim][job.uid] = job
@@ -106,9 +111,9 @@ class Reserved:
         """What all but that job reserve, one for each shape; those hardest to fit first."""
         own = self._made.get(uid)
         return tuple(
-            Reservation(pool, resource, each, left)
-            for (each, resource, pool), pods in sorted(self._sums.items(), key=_hardest)
-            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool) else 0))
+            Reservation(pool, resource, each, left, node)
+            for (each, resource, pool, node), pods in sorted(self._sums.items(), key=_hardest)
+            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool, node) else 0))
         )
 
     def _count(self, made: Reservation, pods: int) -> None:
@@ -118,13 +123,13 @@ class Reserved:
             del self._sums[shape]
 
 
-def _hardest(item: tuple[Shape, int]) -> tuple[int, str, str]:
-    (each, resource, pool), _ = item
-    return -each, resource, pool
+def _hardest(item: tuple[Shape, int]) -> tuple[bool, int, str, str, str]:
+    (each, resource, pool, node), _ = item
+    return not node, -each, resource, pool, node
 
 
 def _shape(made: Reservation) -> Shape:
-    return made.gpus_per_pod, made.resource, made.pool
+    return made.gpus_per_pod, made.resource, made.pool, made.node
 
 
 def _age(job: Job) -> tuple[float, str]:

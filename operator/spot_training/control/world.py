@@ -39,12 +39,23 @@ class Job:
     @property
     def claim(self) -> str:
         """Name of the claim that holds the checkpoints."""
-        return self.spec.checkpoint.claim_name or f"{self.name}-checkpoint"
+        return self.spec.checkpoint.claim_name or template_claim(self.name)
+
+    @property
+    def replicas(self) -> int:
+        """Pods of the open attempt, as many as it was opened with; else as many as the next one will have."""
+        current = self.status.current
+        return current.replicas if current and self.open_attempt and current.replicas else self.spec.replicas
 
     @property
     def open_attempt(self) -> bool:
         """Whether an attempt is open: pods of it may run."""
         return self.status.current is not None and self.status.current.end is None
+
+
+def template_claim(job: str) -> str:
+    """Name of the claim that is made from the ``claimTemplate`` of the job of that name."""
+    return f"{job}-checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +73,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How container 0 ended."""
+    """How container 0 ended; ``message``: the runtime's words where it could not even start it."""
 
     code: int
     reason: str
     at: float
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +159,24 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """One requirement of a node selector term; ``field``: of the Node's field ``key``, not of its label."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+    field: bool = False
+
+
+Terms = tuple[tuple[Requirement, ...], ...]
+"""Node selector terms: one of them must hold, all requirements of a term must. None: any node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
-    """A PersistentVolumeClaim."""
+    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound; ``made_for``:
+    the job from whose claimTemplate it was made, or empty.
+    """
 
     name: str
     uid: str
@@ -156,6 +184,22 @@ class Claim:
     modes: tuple[str, ...] = ("ReadWriteMany",)
     deleting: bool = False
     owner_uids: tuple[str, ...] = ()
+    volume: str = ""
+    made_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What ``checkpoint.resumeFrom`` names: the job (``known``: whether it is there), and the claim of its checkpoints.
+
+    ``user``: the live job that uses that claim now, or empty.
+    """
+
+    job: str
+    known: bool
+    claim_name: str
+    claim: Claim | None = None
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +212,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """GPUs that an opened attempt will use although its pods are not bound yet."""
+    """GPUs that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
 
     pool: str
     resource: str
     gpus_per_pod: int
     pods: int
+    node: str = ""
 
 
 class Ask(Enum):
@@ -182,6 +227,8 @@ class Ask(Enum):
     LIVE_PODS = "a live list of the job's pods: a cached one may lag behind"
     LEASES = "the Leases of the gang's nodes"
     DRY_RUN = "a strict dry run of pod 0"
+    EVENTS = "the Events of the pods that do not start"
+    VOLUMES = "the volumes behind the job's claims: to which nodes they can be attached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +237,10 @@ class World:
 
     ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
     renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
-    asked, ``True`` accepted, or a refusal; ``obstacle``: why the last try to create what is needed failed.
+    asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
+    attached, as far as looked up; ``events``: by pod UID, what its
+    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
+    failed; ``refused``: because a quota or another admission does not let it.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -198,10 +248,14 @@ class World:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
+    source: Source | None = None
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None
     dry_run: Refusal | bool | None = None
+    volumes: Mapping[str, Terms] = field(default_factory=dict)
+    events: Mapping[str, str] | None = None
     obstacle: str = ""
+    refused: bool = False

@@ -23,7 +23,9 @@ from spot_training.control.world import (
     Refusal,
     Report,
     Reservation,
+    Source,
     Taint,
+    Terms,
     World,
 )
 
@@ -89,11 +91,14 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle = ""
+        self.obstacle, self.refused = "", False
         self.used: dict[tuple[str, str], int] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
+        self.volumes: dict[str, Terms] = {}
+        self.events: dict[str, str] = {}
         self.leases: dict[str, float] = {}
         self.asked: list[Ask] = []
         self.plan = Plan(self.job.status)
@@ -105,13 +110,17 @@ class Scene:
             pools=self.pools,
             claim=self.claim,
             claim_user=self.claim_user,
+            source=self.source,
             used=self.used,
             reservations=self.reservations,
             agents=self.agents,
             obstacle=self.obstacle,
+            refused=self.refused,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.dry_run if Ask.DRY_RUN in asked else None,
+            volumes=self.volumes if Ask.VOLUMES in asked else {},
+            events=self.events if Ask.EVENTS in asked else None,
         )
 
     def planned(self) -> Plan:
@@ -157,11 +166,23 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         ]
+        on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"
         self.pods[name] = Pod(
-            "ns", name, f"{name}-uid", free[0], job="job", job_uid=UID, attempt=attempt, index=index, grace=55
+            "ns",
+            name,
+            f"{name}-uid",
+            on,
+            created=self.now,
+            job="job",
+            job_uid=UID,
+            attempt=attempt,
+            index=index,
+            grace=55,
         )
 
     def pod(self, index: int = 0) -> Pod:
