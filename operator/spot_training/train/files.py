@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
-import threading
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
+
+from spot_training.train.helpers import Helpers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,6 +34,8 @@ _ASIDE: Final = 1 << 20
 """Bytes in one piece that are worth a thread of their own for their checksum."""
 _FLUSHED_AT_ONCE: Final = 16 << 20
 _READERS: Final = 4
+_APART: Final = 2
+"""Blocks to read at once that are worth a thread each."""
 _CHECKSUM: Final = "checksum"
 _NOT_OFFERED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """How file systems say that they do not know an operation (FUSE mounts of object stores know few)."""
@@ -66,24 +70,21 @@ class _Checking:
     The disk begins while the rest is still on its way: otherwise it would have everything to do at the end.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, helpers: Helpers) -> None:
         self._file = file
+        self._helpers = helpers
         self._size = self._flushed = 0
         self._checksums: list[int] = []
         self.refusal: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         view = memoryview(data).cast("B")
-        aside = threading.Thread(target=self._check, args=(view,)) if len(view) >= _ASIDE else None
-        aside.start() if aside else self._check(view)
-        try:
-            self._file.write(view)
-        except OSError as error:
-            self.refusal = error
-            raise
-        finally:
-            if aside:
-                aside.join()  # its bytes are the caller's, who may have others there next
+        if len(view) < _ASIDE:
+            self._pass_on(view)
+            self._check(view)
+        else:
+            # Both at once; both are over when this returns, for the bytes are the caller's.
+            self._helpers.share(lambda number: self._check(view) if number else self._pass_on(view), 2)
         self._begin_to_flush()
         return len(view)
 
@@ -92,6 +93,13 @@ class _Checking:
 
     def written(self) -> Written:
         return Written(self._size, _combined(self._checksums))
+
+    def _pass_on(self, view: memoryview) -> None:
+        try:
+            self._file.write(view)
+        except OSError as error:
+            self.refusal = error
+            raise
 
     def _check(self, view: memoryview) -> None:
         start = 0
@@ -109,6 +117,108 @@ class _Checking:
             with contextlib.suppress(OSError, AttributeError):  # not everywhere; fsync does it all the same
                 os.posix_fadvise(self._file.fileno(), self._flushed, waiting, os.POSIX_FADV_DONTNEED)
             self._flushed = self._size
+
+
+class CheckedFile(io.RawIOBase):
+    """An open file that is checked while it is read, so that a large one comes from the disk once.
+
+    Several threads read where much is asked for. What has been read may only be used when `finish` has found all of it
+    to be what was written. Raises DamagedError at once where the length differs, and where a block changes.
+    """
+
+    def __init__(self, file: BinaryIO, expected: Written) -> None:
+        super().__init__()
+        self._file = file
+        self._expected = expected
+        self._size = os.fstat(file.fileno()).st_size
+        if self._size != expected.size:
+            raise DamagedError(f"{file.name} has {self._size} bytes, {expected.size} were written")
+        self._place = 0
+        self._checksums: list[int | None] = [None] * -(-self._size // _BLOCK)
+        self._last: tuple[int, memoryview] = (-1, memoryview(b""))  # the block that was read last in part
+        self._helpers = Helpers(_READERS)
+
+    def close(self) -> None:
+        """Let its threads end; the file itself stays open."""
+        self._helpers.close()
+        super().close()
+
+    def finish(self) -> None:
+        """Read what has not been asked for, and compare the whole. Raises DamagedError."""
+        left = [block for block, checksum in enumerate(self._checksums) if checksum is None]
+        if left:
+            buffers = [memoryview(bytearray(_BLOCK)) for _ in range(_readers(len(left)))]
+            self._share_out(left, lambda reader, block: buffers[reader])
+        if _combined(checksum or 0 for checksum in self._checksums) != self._expected.checksum:
+            raise DamagedError(
+                f"{self._file.name} has another content than was written (its checksum differs)"
+            )
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Have the next read begin elsewhere."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer: Any, /) -> int:
+        """All that is asked for, unless the file ends before."""
+        target = memoryview(buffer).cast("B")[: max(0, self._size - self._place)]
+        start, end = self._place, self._place + len(target)
+        whole = [
+            block
+            for block in range(-(-start // _BLOCK), -(-end // _BLOCK))
+            if min((block + 1) * _BLOCK, self._size) <= end
+        ]
+        self._share_out(whole, lambda _, block: target[block * _BLOCK - start :][:_BLOCK])
+        for block in {start // _BLOCK, (end - 1) // _BLOCK}.difference(whole) if target else ():
+            content = self._in_part(block)
+            first, last = max(start, block * _BLOCK), min(end, (block + 1) * _BLOCK)
+            target[first - start : last - start] = content[first - block * _BLOCK : last - block * _BLOCK]
+        self._place = end
+        return len(target)
+
+    def read(self, size: int = -1, /) -> bytes:
+        """As a file does, but never less than is asked for and there."""
+        left = max(0, self._size - self._place)
+        content = bytearray(left if size < 0 else min(size, left))
+        self.readinto(content)
+        return bytes(content)
+
+    def _in_part(self, block: int) -> memoryview:
+        if self._last[0] != block:
+            content = memoryview(bytearray(min(_BLOCK, self._size - block * _BLOCK)))
+            self._read(block, content)
+            self._last = (block, content)
+        return self._last[1]
+
+    def _share_out(self, blocks: list[int], where: Callable[[int, int], memoryview]) -> None:
+        """Read whole blocks to `where` (reader, block) says."""
+        readers = _readers(len(blocks))
+
+        def read(reader: int) -> None:
+            for block in blocks[reader::readers]:
+                self._read(block, where(reader, block))
+
+        self._helpers.share(read, readers)
+
+    def _read(self, block: int, target: memoryview) -> None:
+        checksum = zlib.crc32(_read_at(self._file, block * _BLOCK, target))
+        before = self._checksums[block]
+        if before is not None and before != checksum:
+            raise DamagedError(f"{self._file.name} changes while it is read")
+        self._checksums[block] = checksum
 
 
 def write_durably(path: Path, write: Callable[[Sink], None]) -> Written:
@@ -177,32 +287,9 @@ def sync_directory(path: Path) -> None:
 
 
 def verify(file: BinaryIO, expected: Written) -> None:
-    """Read an open file through, with several threads, and compare. Raises DamagedError with the difference."""
-    size = os.fstat(file.fileno()).st_size
-    if size != expected.size:
-        raise DamagedError(f"{file.name} has {size} bytes, {expected.size} were written")
-    checksums = [0] * -(-size // _BLOCK)
-    readers = max(1, min(_READERS, os.cpu_count() or 1, len(checksums) // _READERS))
-    errors: list[Exception] = []
-
-    def read(first: int) -> None:
-        buffer = memoryview(bytearray(_BLOCK))
-        try:
-            for block in range(first, len(checksums), readers):
-                checksums[block] = zlib.crc32(_read_at(file, block * _BLOCK, buffer))
-        except Exception as error:
-            errors.append(error)
-
-    others = [threading.Thread(target=read, args=(first,)) for first in range(1, readers)]
-    for other in others:
-        other.start()
-    read(0)
-    for other in others:
-        other.join()
-    if errors:
-        raise errors[0]
-    if _combined(checksums) != expected.checksum:
-        raise DamagedError(f"{file.name} has another content than was written (its checksum differs)")
+    """Read an open file through and compare. Raises DamagedError with the difference."""
+    with CheckedFile(file, expected) as checked:
+        checked.finish()
 
 
 def seal(record: dict[str, Any]) -> bytes:
@@ -255,8 +342,8 @@ def _checksum(record: dict[str, Any]) -> str:
 
 
 def _fill(path: Path, write: Callable[[Sink], None]) -> Written:
-    with path.open("xb") as file:
-        checking = _Checking(file)
+    with path.open("xb") as file, Helpers(1) as helpers:
+        checking = _Checking(file, helpers)
         try:
             write(checking)
         except Exception as error:
@@ -274,3 +361,7 @@ def _write_all(sink: Sink, data: bytes) -> None:
 def _beside(path: Path) -> Path:
     # Random, so that what a killed process left never stands in the way of its successor.
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
+
+
+def _readers(blocks: int) -> int:
+    return max(1, min(_READERS, os.cpu_count() or 1, blocks // _APART))

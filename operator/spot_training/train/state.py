@@ -10,16 +10,17 @@ name of the value in question.
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
+
+from spot_training.train.files import CheckedFile
 
 if TYPE_CHECKING:
-    from spot_training.train.files import Sink
+    from spot_training.train.files import Sink, Written
 
 TORCH_SUFFIX: Final = ".pt"
 JSON_SUFFIX: Final = ".json"
@@ -154,8 +155,24 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
         content = torch.load(file, map_location="cpu", weights_only=True)
     else:
-        content = json.load(io.TextIOWrapper(file, encoding="utf-8"))
+        content = json.loads(file.read())
     return dict(content)
+
+
+def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
+    """Read states back that are exactly what was written. Raises DamagedError where they are not.
+
+    The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
+    the program, and whatever goes wrong on the way is then the damage's fault.
+    """
+    with CheckedFile(file, expected) as checked:
+        try:
+            content = read(cast("BinaryIO", checked), file.name)
+        except Exception:
+            checked.finish()
+            raise
+        checked.finish()
+    return content
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,9 @@ def _stall(program: Program, directory: Path, figures: dict[str, float]) -> None
     training = Training(program.parts(), directory=directory / "stall", background=True)
     training.load()
     gc.collect()
-    before = _reset_peak()
+    _reset_peak()
+    _undisturbed(program, training)
+    before = _peak()  # of the steps themselves
     for stall in ("first_stall", "stall"):  # its buffers are there from the second on
         base, steps = _undisturbed(program, training), 0
         began = time.monotonic()

@@ -151,3 +151,39 @@ def test_a_change_in_any_block_is_found(tmp_path: Path) -> None:
     path.write_bytes(data[:-1])
     with path.open("rb") as file, pytest.raises(DamagedError, match="bytes"):
         files.verify(file, written)
+
+
+def test_what_a_checked_file_gives_is_what_is_in_it_and_counts_only_if_all_of_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(20261121)
+    path = tmp_path / "state"
+    data = chance.randbytes((9 << 20) + 17)
+    written = files.write_durably(path, functools.partial(_write, data))
+
+    def read_here_and_there(checked: files.CheckedFile) -> None:
+        for _ in range(20):
+            start, size = chance.randrange(len(data)), chance.choice([1, 5000, 1 << 20, 6 << 20])
+            checked.seek(start)
+            assert checked.read(size) == data[start : start + size]
+        assert checked.seek(0, os.SEEK_END) == len(data)
+        assert checked.read(1) == b""
+
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        read_here_and_there(checked)
+        checked.finish()
+    with path.open("r+b") as target:
+        target.seek(8 << 20)
+        target.write(b"another")
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        assert checked.read(5000) == data[:5000]
+        with pytest.raises(DamagedError, match="another content"):
+            checked.finish()
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        checked.read(3 << 20)
+        with path.open("r+b") as target:
+            target.seek(1 << 20)
+            target.write(b"something else")
+        checked.seek(0)
+        with pytest.raises(DamagedError, match="changes while it is read"):
+            checked.read(3 << 20)
