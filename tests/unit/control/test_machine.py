@@ -49,6 +49,7 @@ class Machine(RuleBasedStateMachine):
         self.replicas = replicas
         self.crashed: set[int] = set()
         self.trouble: set[int] = set()
+        self.torn: set[int] = set()
         self.seen = SpotTrainingJobStatus()
         self.former: list[Operated] = []
         self._status = ("", SpotTrainingJobStatus())
@@ -201,12 +202,14 @@ class Machine(RuleBasedStateMachine):
         """A rank of an attempt whose peer is in trouble dies of it."""
         pod = self.running(0)
         if pod is not None and attempt_of(pod) == attempt and attempt in self.trouble:
+            self.torn.add(attempt)
             self.sim.end(pod, 1, "Error")
 
     @rule(pick=picks)
     def a_rank_is_done(self, pick: int) -> None:
         pod = self.running(pick)
-        if pod is not None:
+        # No rank is done with its work that another has died over.
+        if pod is not None and attempt_of(pod) not in self.torn:
             self.sim.end(pod, 0, "Completed", '{"reason":"Completed","step":9}')
 
     @rule(gone=st.booleans(), code=st.sampled_from([143, 0, 1, 137]))
