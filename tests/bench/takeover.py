@@ -1,7 +1,7 @@
 """`make bench-takeover`: how long nobody leads, when the leader is killed and when it is told to go.
 
-Two operators on the test cluster, nothing else to do. From the signal to the other
-saying so in its metrics; and, told to go, until the process has ended.
+Two operators on the test cluster, nothing else to do. From the signal until
+the other leads; and, for one that is told to go, until its process has ended.
 """
 
 import argparse

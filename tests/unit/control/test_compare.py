@@ -9,7 +9,7 @@ from spot_training.control.metrics import Metrics
 from spot_training.control.operator import LISTS, RESYNC_SECONDS, Operator
 from tests.unit.control.objects import Json, raw_job, raw_node, raw_pod
 
-OPEN = {
+OPEN: dict[str, Any] = {
     "phase": "Running",
     "current": {
         "attempt": 1,
