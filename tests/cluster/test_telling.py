@@ -1,4 +1,4 @@
-"""Webhook and hooks from the chart's values to the receiver: kubelet, the Secret, a container that may do next to nothing.
+"""Webhook and hooks from the chart's values to the receiver, by way of kubelet and in a container that may do little.
 
 A second agent beside the node's own hears of a notice that is soon withdrawn, and only cordons the node for it.
 """
