@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+from spot_training.api.model import Condition, Decimal, StatusModel, Text, Time, Word
 
 MAX_TIMELINE = 20
 
@@ -20,7 +20,7 @@ EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled
 ``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
 
 
-class AttemptNode(Model):
+class AttemptNode(StatusModel):
     """A node that the attempt's pod ran on, with the price at its start."""
 
     index: int
@@ -30,7 +30,7 @@ class AttemptNode(Model):
     start: Time | None = None
 
 
-class Stop(Model):
+class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
     ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
@@ -39,12 +39,13 @@ class Stop(Model):
     cause: Word
     cls: EndClass | None = Field(None, alias="class")
     message: Text = ""
+    node: Word | None = None
     at: Time
     deadline: Time | None = None
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
 
 
-class UndecidedExit(Model):
+class UndecidedExit(StatusModel):
     """A non-zero exit that is not judged yet: a peer's node may have died silently."""
 
     index: int
@@ -53,7 +54,7 @@ class UndecidedExit(Model):
     reason: Word = ""
 
 
-class End(Model):
+class End(StatusModel):
     """How the attempt ended."""
 
     cls: EndClass = Field(alias="class")
@@ -62,15 +63,20 @@ class End(Model):
     at: Time
 
 
-class Current(Model):
+class Current(StatusModel):
     """The newest attempt."""
 
     attempt: int
     pool: Word
     opened_at: Time
+    generation: int | None = Field(None, description="The job's generation that its pods are made from.")
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    avoid: Annotated[list[Word], Field(max_length=32)] = Field(
+        [], description="Nodes that its pods keep off, because attempts failed there."
+    )
+    resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
@@ -80,7 +86,7 @@ class Current(Model):
     end: End | None = None
 
 
-class Demotion(Model):
+class Demotion(StatusModel):
     """A pool that is tried last for a while, and why."""
 
     pool: Word
@@ -88,14 +94,25 @@ class Demotion(Model):
     reason: Word
 
 
-class CheckpointStatus(Model):
+class SuspectNode(StatusModel):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
+
+
+class CheckpointStatus(StatusModel):
     """The newest checkpoint that an ended attempt reported."""
 
     step: int
     time: Time | None = None
 
 
-class Interruption(Model):
+class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
     attempt: int
@@ -118,7 +135,7 @@ class Interruption(Model):
     resumed_step: int | None = None
 
 
-class SpotTrainingJobStatus(Model):
+class SpotTrainingJobStatus(StatusModel):
     """The job's state."""
 
     observed_generation: int = 0
@@ -130,8 +147,10 @@ class SpotTrainingJobStatus(Model):
     disruptions: int = 0
     failure_streak: int = 0
     disruption_streak: int = 0
+    start_streak: int = 0
     next_try_at: Time | None = None
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
     completion_time: Time | None = None
     current: Current | None = None

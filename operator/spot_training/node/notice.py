@@ -48,6 +48,7 @@ class Notice:
     since the epoch by the cloud's clock, or None where it names none. ``minimum``: the seconds that are documented
     for just this notice, where they are not the source's. ``single``: the source can tell of one notice of this kind
     only, so one with another id is the same, restated: it keeps the first id, and its deadline only tightens.
+    ``approvable``: the cloud may be told to go ahead before its time, which is wanted and concerns no other machine.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Notice:
     says: float | None
     minimum: float | None = None
     single: bool = False
+    approvable: bool = False
 
     def repeats(self, known: "Notice") -> bool:
         """Whether this is another statement of a notice that is known."""

@@ -14,10 +14,23 @@ class Request:
 
     line: str
     headers: list[tuple[str, str]]
+    body: bytes = b""
 
     def values(self, name: str) -> list[str]:
         """Every value of a header."""
         return [value for key, value in self.headers if key == name.lower()]
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    """The next request, with its body where it has one."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    first, *lines = head.strip().split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+    request = Request(f"{method} {target}", headers)
+    for length in request.values("Content-Length"):
+        request.body = await reader.readexactly(int(length))
+    return request
 
 
 @dataclass
@@ -35,11 +48,7 @@ class Service:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            method, target, _ = first.split(" ")
-            headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
-            request = Request(f"{method} {target}", headers)
+            request = await read_request(reader)
             self.requests.append(request)
             answering = self.routes.get(request.line) or wire.whole("404 Not Found", b"404 page not found")
             await answering(writer)

@@ -8,7 +8,9 @@ PROVIDERS: Final = ("eci", "aws", "gcp", "azure", "alibaba", "tencent")
 ECI_SOCKET: Final = "/run/eci-guest-agent.sock"
 
 
-def choose(provider: str, eci_socket: str = ECI_SOCKET, endpoint: str = "") -> Source:
+def choose(
+    provider: str, eci_socket: str = ECI_SOCKET, endpoint: str = "", azure_approve: bool = False
+) -> Source:
     """The source of one of ``PROVIDERS``; ``ValueError`` for another name.
 
     ``endpoint``: the metadata service's ``http://host:port`` where it is not the documented one; ECI has none.
@@ -32,7 +34,7 @@ def choose(provider: str, eci_socket: str = ECI_SOCKET, endpoint: str = "") -> S
         case "azure":
             from spot_training.node.sources.azure import azure
 
-            return azure(*there)
+            return azure(endpoint, azure_approve) if endpoint else azure(approvals=azure_approve)
         case "alibaba":
             from spot_training.node.sources.alibaba import alibaba
 
