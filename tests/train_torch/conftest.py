@@ -47,12 +47,13 @@ class Rank:
 
 @dataclass
 class Job:
-    """A job whose attempts run `examples/train.py` on this machine."""
+    """A job whose attempts run one of the examples on this machine."""
 
     directory: Path
     world: int
     arguments: list[str]
     launcher: list[str]
+    example: str = "train.py"
     attempts: list[list[Rank]] = field(default_factory=list)
 
     def start(self, **variables: str) -> list[Rank]:
@@ -82,7 +83,7 @@ class Job:
                 **variables,
             }
             process = subprocess.Popen(
-                [sys.executable, *self.launcher, str(ROOT / "examples" / "train.py"), *self.arguments],
+                [sys.executable, *self.launcher, str(ROOT / "examples" / self.example), *self.arguments],
                 env=env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -115,11 +116,11 @@ class Job:
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     made: list[Job] = []
 
-    def make(world: int, *arguments: str, launcher: Sequence[str] = ()) -> Job:
+    def make(world: int, *arguments: str, launcher: Sequence[str] = (), example: str = "train.py") -> Job:
         directory = tmp_path / f"job-{len(made)}"
         directory.mkdir()
         words = ["--save-every", "8", "--print-every", "1", *arguments]
-        made.append(Job(directory, world, words, list(launcher)))
+        made.append(Job(directory, world, words, list(launcher), example))
         return made[-1]
 
     return make

@@ -66,6 +66,9 @@ class Training:
     while the program goes on; one at a time: the next waits for it. With several ranks it counts from the next step
     on at which all have written. A save that fails is told at one of the next steps. The last one is waited for.
 
+    A model that is spread over the ranks (FSDP, DTensors), and its optimizer, are saved by all ranks, each its shards,
+    and loaded by any number of ranks. `sharded` says so where no model or optimizer in `state` shows it.
+
     With several ranks, make it after ``init_process_group`` on all of them. Raises ValueError, TypeError and
     RuntimeError for arguments and surroundings that make no sense, CheckpointError where the directory is unusable.
     """
@@ -81,6 +84,7 @@ class Training:
         save_every_seconds: float | None = None,
         keep: int = 2,
         background: bool = False,
+        sharded: bool | None = None,
     ) -> None:
         settings = Settings.read()
         self.total_steps = total_steps
@@ -123,7 +127,7 @@ class Training:
                 "not in the main thread: SIGTERM and SIGINT are not noticed", extra={"event": "no-signals"}
             )
         self._ranks = find_ranks(settings.world_size)
-        self._store = Store(place, self._ranks, common, own, keep)
+        self._store = Store(place, self._ranks, common, own, keep, sharded)
         self.passed_over = self._store.passed_over
 
     @property

@@ -57,11 +57,13 @@ def check_parts(parts: Mapping[str, Part], argument: str) -> dict[str, Part]:
 
 def capture(parts: Mapping[str, Part], argument: str) -> dict[str, Any]:
     """The states of all parts, ready to be written. Raises UnsavableStateError, which names the value."""
-    states = {
-        name: part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
-        for name, part in parts.items()
-    }
+    states = {name: take(part) for name, part in parts.items()}
     return {name: _portable(state, f"{argument}[{name!r}]") for name, state in states.items()}
+
+
+def take(part: Part) -> Any:
+    """The state of a part as it gives it."""
+    return part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
 
 
 def restore(parts: Mapping[str, Part], saved: Mapping[str, Any]) -> None:
@@ -119,9 +121,11 @@ def suffix() -> str:
     return TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
 
 
-def write(content: Mapping[str, Any], sink: Sink) -> None:
-    """Write captured states in the format that `suffix` says."""
-    if suffix() == TORCH_SUFFIX:
+def write(content: Mapping[Any, Any] | bytes, sink: Sink) -> None:
+    """Write captured states in the format that `suffix` says; bytes as they are."""
+    if isinstance(content, bytes):
+        sink.write(content)
+    elif suffix() == TORCH_SUFFIX:
         import torch
 
         torch.save(dict(content), sink)

@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spot_training.train import files, state
+from spot_training.train import files, sharding, state
 from spot_training.train.background import Background, run_here
 from spot_training.train.directory import CheckpointDirectory
 from spot_training.train.fence import attempt_number
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
+from spot_training.train.named import name_parts, spread_parts
+from spot_training.train.opened import Opened, open_share
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
+from spot_training.train.sharding import Sharding
 from spot_training.train.snapshot import HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import BinaryIO
 
     from spot_training.train.background import Steps
     from spot_training.train.ranks import Ranks
@@ -107,11 +109,21 @@ class Store:
     """Saves and loads the parts of one program. All methods but `note_completed` are called by all ranks together."""
 
     def __init__(
-        self, place: Place, ranks: Ranks, parts: Mapping[str, Part], per_rank: Mapping[str, Part], keep: int
+        self,
+        place: Place,
+        ranks: Ranks,
+        parts: Mapping[str, Part],
+        per_rank: Mapping[str, Part],
+        keep: int,
+        sharded: bool | None = None,
     ) -> None:
         self._ranks = ranks
-        self._parts = parts
+        self._parts = name_parts(parts)
+        self._plain = parts
         self._per_rank = per_rank
+        # Of a state that is spread over the ranks all must take their share together; any other, rank 0 takes alone.
+        self._sharded = bool(spread_parts(parts)) if sharded is None else sharded
+        self._sharding = Sharding(ranks)
         self._keep = keep
         self._pruning = True
         self._copies = HostCopies()
@@ -138,7 +150,7 @@ class Store:
             manifest, problem = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
             if manifest:
                 with contextlib.ExitStack() as stack:
-                    opened, own_problem = self._open_share(entry, manifest, stack)
+                    opened, own_problem = open_share(entry, manifest, self._ranks, stack)
                     problem = next((said for said in self._ranks.gather(own_problem) if said), None)
                     if not problem:
                         self._restore(manifest, opened)
@@ -213,7 +225,11 @@ class Store:
     def _capture(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """What this rank writes: the common state, if it is rank 0, and its own."""
         own = {"state": state.capture(self._per_rank, "per_rank"), "random": state.random_states()}
-        return (state.capture(self._parts, "state") if self._ranks.rank == 0 else None), own
+        common = None
+        if self._ranks.rank == 0 or self._sharded:
+            common = state.capture(self._parts, "state")
+        sharding.refuse_spread({"per_rank": own["state"], **({} if self._sharded else {"state": common})})
+        return common, own
 
     def _write_shares(
         self, path: Path, began: float, *, copy: bool
@@ -222,17 +238,7 @@ class Store:
 
         Raises as `save` does, CheckpointError for a disk's refusal.
         """
-        contents: dict[str, Any] = {}
-        failure: Exception | None = None
-        try:
-            common, own = self._capture()
-            contents[f"rank-{self._ranks.rank:05d}{state.suffix()}"] = own
-            if common is not None:
-                contents[f"state{state.suffix()}"] = common
-            if copy:
-                contents = self._copies.take(contents)
-        except Exception as error:  # whatever it is, the peers must hear of it before it is raised
-            failure, contents = error, {}
+        contents, failure = self._contents(copy=copy)
         taken = time.monotonic() - began
         written, refusal, seconds = yield functools.partial(_write_files, path, contents)
         failure = failure or refusal
@@ -248,6 +254,28 @@ class Store:
         files_of_all = {name: file for share, *_ in shares for name, file in share.items()}
         return files_of_all, max(share[3] for share in shares)
 
+    def _contents(self, *, copy: bool) -> tuple[dict[str, Any], Exception | None]:
+        """What this rank writes, by file name, and what went wrong, of which the peers must hear first."""
+        contents: dict[str, Any] = {}
+        try:
+            common, own = self._capture()
+            contents[f"rank-{self._ranks.rank:05d}{state.suffix()}"] = own
+            if self._sharded and common is not None:
+                common, spread = sharding.separate(common)
+                self._sharding.prepare(spread)
+            if common is not None and self._ranks.rank == 0:
+                contents[f"state{state.suffix()}"] = common
+        except Exception as error:
+            if self._sharded:
+                self._sharding.give_up()
+            return {}, error
+        try:
+            if self._sharded:
+                contents.update(self._sharding.share())
+            return (self._copies.take(contents) if copy else contents), None
+        except Exception as error:
+            return {}, error
+
     def _prune(self, directory: CheckpointDirectory) -> None:
         try:
             current = directory.prune(self._keep)
@@ -260,29 +288,13 @@ class Store:
             )
         self._pruning = current
 
-    def _open_share(
-        self, entry: Entry, manifest: Manifest, stack: contextlib.ExitStack
-    ) -> tuple[dict[str, BinaryIO], str | None]:
-        """Open and verify this rank's share, and keep it open: what is then read is what was verified."""
-        opened: dict[str, BinaryIO] = {}
-        try:
-            for name, expected in manifest.files.items():
-                kind, _, number = Path(name).stem.partition("-")
-                if kind == "state" or int(number) % self._ranks.size == self._ranks.rank:
-                    file = stack.enter_context((entry.path / name).open("rb"))
-                    files.verify(file, expected)
-                    opened[kind if kind == "state" else str(int(number))] = file
-        except (DamagedError, OSError, ValueError) as error:
-            return {}, _words(error)
-        missing = [kind for kind in ("state",) if kind not in opened]
-        return opened, f"has no file of {missing[0]}" if missing else None
-
-    def _restore(self, manifest: Manifest, opened: Mapping[str, BinaryIO]) -> None:
-        common = opened["state"]
-        state.restore(self._parts, state.read(common, common.name))
-        file = opened.get(str(self._ranks.rank))
-        if file:
-            own = state.read(file, file.name)
+    def _restore(self, manifest: Manifest, opened: Opened) -> None:
+        common, parts = opened.common(), self._parts
+        if self._sharded or opened.is_sharded:
+            parts, common = sharding.load(self._plain, common, opened.spread(), opened.shard)
+        state.restore(parts, common)
+        own = opened.own()
+        if own:
             state.restore(self._per_rank, own["state"])
             state.restore_random(own["random"])
         elif self._per_rank:

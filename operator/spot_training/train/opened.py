@@ -1,0 +1,90 @@
+"""A checkpoint that is being loaded: the files that this rank has opened and verified, kept open until it has read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from spot_training.train import files, sharding, state
+from spot_training.train.files import DamagedError
+
+if TYPE_CHECKING:
+    import contextlib
+    from collections.abc import Mapping
+
+    from spot_training.train.manifest import Entry, Manifest
+    from spot_training.train.ranks import Ranks
+    from spot_training.train.sharding import Spread
+
+_COMMON: Final = "state"
+_CONTENTS: Final = Path(sharding.CONTENTS).stem
+
+
+def open_share(
+    entry: Entry, manifest: Manifest, ranks: Ranks, stack: contextlib.ExitStack
+) -> tuple[Opened, str | None]:
+    """Open and verify this rank's share, and say what is wrong with it.
+
+    What all read, and of what each rank has written every `ranks.size`-th: together the ranks verify all files.
+    What is then read is what was verified: `stack` keeps it open.
+    """
+    opened: dict[str, BinaryIO] = {}
+    problem = None
+    try:
+        for name, expected in manifest.files.items():
+            stem = Path(name).stem
+            number = stem.partition("-")[2]
+            if not number or int(number) % ranks.size == ranks.rank:
+                file = stack.enter_context((entry.path / name).open("rb"))
+                files.verify(file, expected)
+                opened[stem] = file
+        if _COMMON not in opened:
+            problem = f"has no file of {_COMMON}"
+    except (DamagedError, OSError, ValueError) as error:
+        problem = str(error) or type(error).__name__
+    return Opened(entry, manifest, ranks.rank, opened), problem
+
+
+class Opened:
+    """What this rank may read of a checkpoint that all ranks have found whole."""
+
+    def __init__(self, entry: Entry, manifest: Manifest, rank: int, opened: Mapping[str, BinaryIO]) -> None:
+        self._entry = entry
+        self._manifest = manifest
+        self._rank = rank
+        self._opened = opened
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it has spread tensors."""
+        return _CONTENTS in self._opened
+
+    def common(self) -> dict[str, Any]:
+        """What all ranks have alike."""
+        return self._read(_COMMON)
+
+    def own(self) -> dict[str, Any] | None:
+        """What this rank had of its own; None where there was no such rank."""
+        stem = f"rank-{self._rank:05d}"
+        return self._read(stem) if stem in self._opened else None
+
+    def spread(self) -> list[Spread]:
+        """Where the parts of the spread tensors are."""
+        return sharding.decode(self._opened[_CONTENTS].read()) if self.is_sharded else []
+
+    def shard(self, rank: int) -> Mapping[Any, Any]:
+        """What `rank` has written of the spread tensors.
+
+        Another rank may have verified that file, perhaps on another machine. Raises DamagedError where this one
+        reads something else: by then, too late for another checkpoint.
+        """
+        name = sharding.file_name(rank)
+        if Path(name).stem in self._opened:
+            return self._read(Path(name).stem)
+        with (self._entry.path / name).open("rb") as file:
+            files.verify(file, self._manifest.files[name])
+            return state.read(file, name)
+
+    def _read(self, stem: str) -> dict[str, Any]:
+        file = self._opened[stem]
+        return state.read(file, file.name)
