@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from spot_training.train import files, sharding, state
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from spot_training.train.sharding import Spread
 
 _COMMON: Final = "state"
-_CONTENTS: Final = Path(sharding.CONTENTS).stem
+_CONTENTS: Final = sharding.CONTENTS.partition(".")[0]
 
 
 def open_share(
@@ -32,7 +31,7 @@ def open_share(
     problem = None
     try:
         for name, expected in manifest.files.items():
-            stem = Path(name).stem
+            stem = name.partition(".")[0]
             number = stem.partition("-")[2]
             if not number or int(number) % ranks.size == ranks.rank:
                 file = stack.enter_context((entry.path / name).open("rb"))
@@ -78,9 +77,10 @@ class Opened:
         Another rank may have verified that file, perhaps on another machine. Raises DamagedError where this one
         reads something else: by then, too late for another checkpoint.
         """
-        name = sharding.file_name(rank)
-        if Path(name).stem in self._opened:
-            return self._read(Path(name).stem)
+        stem = sharding.stem(rank)
+        if stem in self._opened:
+            return self._read(stem)
+        name = next(name for name in self._manifest.files if name.startswith(f"{stem}."))
         with (self._entry.path / name).open("rb") as file:
             files.verify(file, self._manifest.files[name])
             return state.read(file, name)

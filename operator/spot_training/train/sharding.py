@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from spot_training.train.named import NamedModel, NamedOptimizer, is_spread, name_parts
-from spot_training.train.state import TORCH_SUFFIX, UnsavableStateError, take
+from spot_training.train.state import UnsavableStateError, suffix, take
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -96,8 +96,9 @@ def join(states: Mapping[str, Any], tensors: Mapping[Path, Any]) -> dict[str, An
 class Sharding:
     """Which rank writes which parts of the spread tensors. Agreed upon once, and again when something has changed."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, compress: str | None) -> None:
         self._ranks = ranks
+        self._compress = compress
         self._planner: Any = None
         self._paths: dict[str, list[Any]] = {}
         self._local: Any = None  # what this rank holds, and what it held when they last agreed
@@ -139,13 +140,13 @@ class Sharding:
         plans, spread = self._agreed or ([], [])
         items = plans[rank].items
         parts = {key: _own_memory(self._planner.resolve_data(item)) for key, item in enumerate(items)}
-        contents: dict[str, Any] = {file_name(rank): parts} if parts else {}
+        contents: dict[str, Any] = {stem(rank) + suffix(self._compress): parts} if parts else {}
         return {CONTENTS: encode(spread), **contents} if rank == 0 else contents
 
 
-def file_name(rank: int) -> str:
-    """The file of what `rank` has written of the spread tensors."""
-    return f"shard-{rank:05d}{TORCH_SUFFIX}"
+def stem(rank: int) -> str:
+    """The name, before its suffixes, of the file of what `rank` has written of the spread tensors."""
+    return f"shard-{rank:05d}"
 
 
 def encode(spread: Iterable[Spread]) -> bytes:

@@ -15,7 +15,10 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
+
+from spot_training.train import compression
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink
@@ -116,33 +119,39 @@ def restore_random(states: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
-def suffix() -> str:
+def suffix(compress: str | None = None) -> str:
     """The kind of file that this process writes: torch's where torch has been imported."""
-    return TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
+    kind = TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
+    return kind + (compression.SUFFIXES[compress] if compress else "")
 
 
-def write(content: Mapping[Any, Any] | bytes, sink: Sink) -> None:
-    """Write captured states in the format that `suffix` says; bytes as they are."""
+def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None = None) -> None:
+    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed."""
     if isinstance(content, bytes):
         sink.write(content)
-    elif suffix() == TORCH_SUFFIX:
+        return
+    target = compression.Compressing(sink, compress) if compress else sink
+    if "torch" in sys.modules:
         import torch
 
-        torch.save(dict(content), sink)
+        torch.save(dict(content), target)
     else:
         # Not json.dump: it writes in thousands of small pieces.
-        sink.write(json.dumps(content).encode())
+        target.write(json.dumps(content).encode())
+    if isinstance(target, compression.Compressing):
+        target.finish()
 
 
 def read(file: BinaryIO, name: str) -> dict[str, Any]:
     """Read states back, in the format that the file's name says. Tensors are read into host memory."""
-    if name.endswith(TORCH_SUFFIX):
+    content = compression.expanded(file, name)
+    if TORCH_SUFFIX in Path(name).suffixes:
         import torch
 
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        states = torch.load(content, map_location="cpu", weights_only=True)
     else:
-        content = json.load(io.TextIOWrapper(file, encoding="utf-8"))
-    return dict(content)
+        states = json.load(io.TextIOWrapper(content, encoding="utf-8"))
+    return dict(states)
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spot_training.train import files, sharding, state
 from spot_training.train.background import Background, run_here
-from spot_training.train.directory import CheckpointDirectory
+from spot_training.train.directory import CheckpointDirectory, Keep
 from spot_training.train.fence import attempt_number
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
@@ -114,8 +114,9 @@ class Store:
         ranks: Ranks,
         parts: Mapping[str, Part],
         per_rank: Mapping[str, Part],
-        keep: int,
+        keep: Keep,
         sharded: bool | None = None,
+        compress: str | None = None,
     ) -> None:
         self._ranks = ranks
         self._parts = name_parts(parts)
@@ -123,7 +124,8 @@ class Store:
         self._per_rank = per_rank
         # Of a state that is spread over the ranks all must take their share together; any other, rank 0 takes alone.
         self._sharded = bool(spread_parts(parts)) if sharded is None else sharded
-        self._sharding = Sharding(ranks)
+        self._sharding = Sharding(ranks, compress)
+        self._compress = compress
         self._keep = keep
         self._pruning = True
         self._copies = HostCopies()
@@ -240,7 +242,7 @@ class Store:
         """
         contents, failure = self._contents(copy=copy)
         taken = time.monotonic() - began
-        written, refusal, seconds = yield functools.partial(_write_files, path, contents)
+        written, refusal, seconds = yield functools.partial(_write_files, path, contents, self._compress)
         failure = failure or refusal
         refused = isinstance(failure, OSError)
         shares = self._ranks.gather((written, _words(failure) if failure else None, refused, taken + seconds))
@@ -259,12 +261,12 @@ class Store:
         contents: dict[str, Any] = {}
         try:
             common, own = self._capture()
-            contents[f"rank-{self._ranks.rank:05d}{state.suffix()}"] = own
+            contents[f"rank-{self._ranks.rank:05d}{state.suffix(self._compress)}"] = own
             if self._sharded and common is not None:
                 common, spread = sharding.separate(common)
                 self._sharding.prepare(spread)
             if common is not None and self._ranks.rank == 0:
-                contents[f"state{state.suffix()}"] = common
+                contents[f"state{state.suffix(self._compress)}"] = common
         except Exception as error:
             if self._sharded:
                 self._sharding.give_up()
@@ -342,7 +344,7 @@ def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
 
 
 def _write_files(
-    path: Path, contents: Mapping[str, Any]
+    path: Path, contents: Mapping[str, Any], compress: str | None
 ) -> tuple[dict[str, Written], Exception | None, float]:
     """Write this rank's files: what was written, what went wrong, and the seconds that it took."""
     began = time.monotonic()
@@ -350,7 +352,9 @@ def _write_files(
     failure: Exception | None = None
     try:
         for name, content in contents.items():
-            written[name] = files.write_durably(path / name, functools.partial(state.write, content))
+            written[name] = files.write_durably(
+                path / name, functools.partial(state.write, content, compress=compress)
+            )
     except Exception as error:  # as above
         failure = error
     return written, failure, time.monotonic() - began
