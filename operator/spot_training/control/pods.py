@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from spot_training.api import names
 from spot_training.api.status import Current
+from spot_training.control import kueue
 from spot_training.control.policies.affinity import confine, together
 from spot_training.control.policies.backoff import fraction
 from spot_training.control.policies.placement import gpus_per_pod
@@ -131,6 +132,7 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
     if opened is not None:
+        kueue.join(metadata, job, opened)
         confine(spec, opened.node or "", opened.avoid)
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})

@@ -21,7 +21,7 @@ PLACING_EFFECTS = ("NoSchedule", "NoExecute")
 class Request:
     """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
     last for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
-    ``avoid``: names of nodes to keep off.
+    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed.
     """
 
     replicas: int
@@ -31,6 +31,7 @@ class Request:
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
+    queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def choose(request: Request, world: World) -> Choice:
         elif pool.spec.capacity_type == "OnDemand":
             refused[name], reason = "on-demand, and onDemand.policy is Never", "OnDemandNotAllowed"
         else:
-            why = shortage(request, pool, world)
+            why = None if request.queued else shortage(request, pool, world)
             if why is None:
                 return Choice(name, refused, node=_one_node(request, pool, world))
             refused[name], reason = why, "NoCapacity"
@@ -134,7 +135,7 @@ def _attachable(request: Request, nodes: Iterable[Node]) -> list[Node]:
 
 def _one_node(request: Request, pool: Pool, world: World) -> str:
     """The node for a gang that needs one, in a pool that has one: the fullest on which it fits."""
-    if not request.one_node:
+    if not request.one_node or request.queued:
         return ""
     members = [node for node in world.nodes.values() if belongs(node, pool)]
     nodes = _attachable(request, _usable(request, members, pool))
