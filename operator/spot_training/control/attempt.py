@@ -12,6 +12,7 @@ from spot_training.api.status import (
     EndClass,
     UndecidedExit,
 )
+from spot_training.control import ondemand, spending
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
@@ -22,6 +23,7 @@ from spot_training.control.policies.classify import (
     undecided,
 )
 from spot_training.control.policies.fate import Fate
+from spot_training.control.spotagain import consider_spot
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
 from spot_training.control.world import Ask, Pod
@@ -58,15 +60,8 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
         len(bound) + len(known) == draft.job.spec.replicas or current.started_at or current.stop
     ):
         return
-    price = draft.pool.spec.price_per_node_hour if draft.pool else None
     made = [
-        AttemptNode(
-            index=pod.index,
-            name=pod.node,
-            uid=node.uid,
-            price=price,
-            start=draft.stamp(pod.started_at) if pod.started_at else None,
-        )
+        AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
         for pod in bound
         if (node := draft.node_of(pod)) is not None
     ]
@@ -146,6 +141,8 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
     else:
         _note_ends(draft, pods)
         _note_provision_timeout(draft)
+        ondemand.watch(draft, pods)
+        consider_spot(draft)
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -154,6 +151,8 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     A disruption anywhere comes before any failure: the ranks that survive it fail for want of their peer.
     """
     current = draft.current
+    if ondemand.ended_by_budget(draft, pods):
+        return
     fates = fates_of(draft, pods)
     failed: tuple[int, Pod, Judgement] | None = None
     for index in range(draft.job.spec.replicas):

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import kopf
@@ -30,6 +30,7 @@ from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics, serving
 from spot_training.control.policies.fate import belongs
 from spot_training.control.pools import PoolReporter
+from spot_training.control.prices import PriceFile
 from spot_training.control.reconcile import Reconciler
 from spot_training.control.world import Job, Node
 
@@ -237,6 +238,10 @@ class Operator:
             for job in self.cache.with_claim(key):
                 self.jobs.add(job)
 
+    def prices_changed(self) -> None:
+        """What was too dear may not be so any more."""
+        self._wake_waiting()
+
     def _wake_waiting(self) -> None:
         """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
         if not self._waking:
@@ -293,9 +298,14 @@ def settings() -> kopf.OperatorSettings:
     return made
 
 
-async def run(liveness: str | None, metrics_port: int) -> None:
-    """Run until told to stop."""
-    metrics = Metrics()
+async def run(
+    liveness: str | None,
+    metrics_port: int,
+    price_file: tuple[str, str] | None = None,
+    cost_labels: Sequence[str] = (),
+) -> None:
+    """Run until told to stop. ``price_file``: namespace and name of a ConfigMap."""
+    metrics = Metrics(cost_labels)
     async with (
         Client(connection(), user_agent="spot-training-operator", observe=metrics.note_request) as client,
         serving(metrics.registry, metrics_port),
@@ -314,9 +324,16 @@ async def run(liveness: str | None, metrics_port: int) -> None:
 
         async def on_listed() -> None:
             await operator.listed.wait()
+            more = []
+            if price_file is not None:
+                prices = PriceFile(
+                    client, operator.cache, price_file, operator.announcer, metrics, operator.reconciler.now
+                )
+                await prices.first()
+                more.append(prices.run(operator.prices_changed))
             operator.start()
             await asyncio.gather(
-                operator.jobs.run(), operator.pools.run(), operator.announcer.run(), operator.resync()
+                operator.jobs.run(), operator.pools.run(), operator.announcer.run(), operator.resync(), *more
             )
 
         work = asyncio.create_task(on_listed())
@@ -343,6 +360,17 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
 
 
+def _price_file(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if namespace and name and "/" not in name:
+        return namespace, name
+    raise argparse.ArgumentTypeError(f"{text!r} is no ConfigMap: give NAMESPACE/NAME")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def main(argv: list[str]) -> int:
     """``spot-training operator``: reconcile SpotTrainingJobs until told to stop."""
     parser = argparse.ArgumentParser(prog="spot-training operator", description=main.__doc__)
@@ -357,6 +385,19 @@ def main(argv: list[str]) -> int:
         default=os.environ.get("SPOT_METRICS_PORT", "8081"),
         help="port of /metrics, on all addresses (SPOT_METRICS_PORT)",
     )
+    parser.add_argument(
+        "--price-file",
+        type=_price_file,
+        default=os.environ.get("SPOT_PRICE_FILE") or None,
+        metavar="NAMESPACE/NAME",
+        help="ConfigMap with prices of node hours by SpotPool (SPOT_PRICE_FILE)",
+    )
+    parser.add_argument(
+        "--cost-labels",
+        type=_words,
+        default=os.environ.get("SPOT_COST_LABELS", ""),
+        help="labels of jobs by which metrics tell costs apart, with commas between (SPOT_COST_LABELS)",
+    )
     parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -364,5 +405,5 @@ def main(argv: list[str]) -> int:
     )
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(options.liveness, options.metrics_port))
+    asyncio.run(run(options.liveness, options.metrics_port, options.price_file, options.cost_labels))
     return 0

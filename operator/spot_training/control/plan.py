@@ -7,11 +7,11 @@ a stale view fails at the write and has done nothing.
 
 from spot_training.api.status import Current, Demotion
 from spot_training.api.times import format_time
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
-from spot_training.control.policies.placement import Request, choose
+from spot_training.control.policies.placement import choose
 from spot_training.control.world import Ask, Job, World
 
 RETRY_REFUSED_SECONDS = 60.0
@@ -30,6 +30,7 @@ def plan(job: Job, world: World, now: float) -> Plan:
         return draft.plan()
     if job.open_attempt:
         observe(draft)
+        spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
@@ -37,6 +38,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
             _next(draft)
         if not draft.asks:
             _summarize(draft)
+    if not draft.asks:
+        ondemand.settle(draft)
+        spending.refresh(draft)
     return draft.plan()
 
 
@@ -53,6 +57,7 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    spending.close(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
@@ -250,12 +255,14 @@ def _accepted(draft: Draft) -> bool:
 
 def _place(draft: Draft) -> None:
     """Find a pool and open the attempt there."""
-    job, status = draft.job, draft.status
+    status = draft.status
     demoted = [each for each in status.demoted_pools if (moment(each.until) or 0.0) > draft.now]
     for each in demoted:
         draft.wake(moment(each.until))
     last = frozenset(each.pool for each in demoted)
-    choice = choose(Request(job.spec.replicas, job.spec.template.spec, job.spec.pools, last), draft.world)
+    wanted = ondemand.request(draft, last)
+    choice = choose(wanted, draft.world)
+    ondemand.note_search(draft, wanted, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -266,11 +273,13 @@ def _place(draft: Draft) -> None:
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
+    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
-        current=Current(attempt=number, pool=choice.pool, opened_at=draft.stamp()),
+        current=Current(attempt=number, pool=choice.pool, opened_at=draft.stamp(), terms=terms),
         next_try_at=None,
         demoted_pools=demoted,
     )
+    ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
 

@@ -5,6 +5,7 @@ Times are seconds since the epoch in the API server's clock.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 
 from spot_training.api.job import SpotTrainingJobSpec
@@ -24,6 +25,7 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     version: str = field(default="", compare=False)
 
     @property
@@ -71,7 +73,12 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs."""
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs.
+
+    ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
+    ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
+    that was seen of it, and ``unseen``: not its end.
+    """
 
     namespace: str
     name: str
@@ -88,15 +95,19 @@ class Pod:
     deleting: bool = False
     kill_at: float | None = None
     grace: int = 30
+    accepted_at: float | None = None
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+    ended_at: float | None = None
+    budget_seconds: int | None = None
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""
     disruption: str = ""
     trouble: str = ""
     removed: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +145,8 @@ class Node:
     capacity: Mapping[str, int] = field(default_factory=dict)
     notice: Notice | None = None
     out_of_service: bool = False
+    price: Decimal | None = None
+    price_trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +201,8 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
+    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``prices``: of a
+    node for an hour, by pool, where the price file says so; ``leases``: last
     renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
     asked, ``True`` accepted, or a refusal; ``obstacle``: why the last try to create what is needed failed.
     """
@@ -199,6 +213,7 @@ class World:
     claim: Claim | None = None
     claim_user: str = ""
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
     agents: Set[str] = frozenset()
     live: bool = False

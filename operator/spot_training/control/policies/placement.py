@@ -6,26 +6,41 @@ and with the pods of attempts that are opened but not bound yet.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from spot_training.api.job import PodSpec
 from spot_training.control.policies.fate import belongs
+from spot_training.control.policies.price import dearer_nodes, pool_price
 from spot_training.control.world import Node, Pool, Reservation, Taint, World
 
 PLACING_EFFECTS = ("NoSchedule", "NoExecute")
 
+REASONS = (
+    "NoCapacity",
+    "BudgetExhausted",
+    "OnDemandLater",
+    "TooDear",
+    "NoPrice",
+    "OnDemandNotAllowed",
+    "PoolNotFound",
+)
+"""Where pools were refused for several reasons: the first of these is the job's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
-    last for now.
+    """What a gang needs. ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last
+    for now; ``refused``: pools that are not for the job, with a word and a sentence; ``ceiling``: nodes that cost
+    more for an hour are not used.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ceiling: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +61,12 @@ def choose(request: Request, world: World) -> Choice:
     """The pool for the gang. Pure: the same request and world give the same choice."""
     refused: dict[str, str] = {}
     reasons: set[str] = set()
-    for name in _order(request, world.pools):
+    for name in _order(request, world):
         pool = world.pools.get(name)
         if pool is None:
             refused[name], reason = "no such SpotPool; create it or mend spec.pools", "PoolNotFound"
-        elif pool.spec.capacity_type == "OnDemand":
-            refused[name], reason = "on-demand, and onDemand.policy is Never", "OnDemandNotAllowed"
+        elif name in request.refused:
+            reason, refused[name] = request.refused[name]
         else:
             why = shortage(request, pool, world)
             if why is None:
@@ -60,20 +75,31 @@ def choose(request: Request, world: World) -> Choice:
         reasons.add(reason)
     if not refused:
         return Choice(None, {"": "there is no SpotPool with capacityType Spot; create one"}, "PoolNotFound")
-    for reason in ("NoCapacity", "OnDemandNotAllowed", "PoolNotFound"):
+    for reason in REASONS:
         if reason in reasons:
             break
     return Choice(None, refused, reason)
 
 
-def _order(request: Request, pools: Mapping[str, Pool]) -> list[str]:
+def _order(request: Request, world: World) -> list[str]:
+    """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
+
+    def stands_in(name: str) -> bool:
+        return name in world.pools and world.pools[name].spec.capacity_type == "OnDemand"
+
+    def price(pool: Pool) -> Decimal:
+        known = pool_price(pool, world.prices)
+        return Decimal("Infinity") if known is None else known
+
     if request.pools:
         names = list(request.pools)
     else:
-        spot = [pool for pool in pools.values() if pool.spec.capacity_type == "Spot"]
-        spot.sort(key=lambda pool: (Decimal(pool.spec.price_per_node_hour or "Infinity"), pool.name))
-        names = [pool.name for pool in spot]
-    return sorted(names, key=lambda name: name in request.last)
+        # Nobody named the on-demand pools: where they are not allowed, they are not worth a word.
+        unwanted = {name for name, (word, _) in request.refused.items() if word == "OnDemandNotAllowed"}
+        every = [pool for pool in world.pools.values() if pool.name not in unwanted]
+        every.sort(key=lambda pool: (price(pool), pool.name))
+        names = [pool.name for pool in every]
+    return sorted(names, key=lambda name: (name in request.last, stands_in(name)))
 
 
 def shortage(request: Request, pool: Pool, world: World) -> str | None:
@@ -82,7 +108,8 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
     members = [node for node in world.nodes.values() if belongs(node, pool)]
     if not members:
         return "no node matches its nodeSelector"
-    usable = [node for node in members if usable_for(request.pod, node, pool)]
+    dear = frozenset(dearer_nodes(members, pool, world.prices, request.ceiling))
+    usable = [node for node in members if node.name not in dear and usable_for(request.pod, node, pool)]
     if not usable:
         return (
             f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
