@@ -28,6 +28,7 @@ class AttemptNode(Model):
     """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
 
     From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
+    ``missed``: its pod was found to be gone, its end unseen.
     """
 
     index: int
@@ -37,6 +38,7 @@ class AttemptNode(Model):
     gpus: int = 0
     start: Time | None = None
     end: Time | None = None
+    missed: Time | None = None
 
 
 class Terms(Model):

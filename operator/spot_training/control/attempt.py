@@ -47,7 +47,9 @@ def observe(draft: Draft) -> None:
     _settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
-    if not draft.asks and stop is not None and stop.cls is not None and all_stopped(draft, pods):
+    if draft.asks or stop is None or stop.cls is None:
+        return
+    if all_stopped(draft, pods) and spending.known_to_end(draft, pods):
         _end(draft, stop.cls, stop.cause, stop.message)
 
 

@@ -20,13 +20,14 @@ from spot_training.api.status import (
 )
 from spot_training.control.draft import Draft, moment
 from spot_training.control.pods import grace_seconds
-from spot_training.control.policies.budget import HOUR, share
+from spot_training.control.policies.budget import HOUR, MARGIN_SECONDS, share
 from spot_training.control.policies.cost import Sums, Used, cost, hours
 from spot_training.control.policies.fate import Fate, Verdict
 from spot_training.control.policies.price import node_price, write_amount
 from spot_training.control.stopped import fates_of, ranks
 from spot_training.control.world import Ask, Node, Pod
 
+LEASE_SECONDS: Final = 1.0
 REFRESH_SECONDS: Final = 300.0
 """While nothing else is written, the open attempt's cost is brought up to date so often."""
 
@@ -37,9 +38,15 @@ def terms_of(current: Current) -> Terms:
 
 
 def machine(draft: Draft, node: Node) -> dict[str, Any]:
-    """What is recorded of a machine on which a pod of the attempt is bound: its price now, and its GPUs."""
-    pool, prices = draft.pool, draft.world.prices
+    """What is recorded of a machine on which a pod of the attempt is bound: its price now, and its GPUs.
+
+    An on-demand machine costs no less than what its budget was reserved for when the attempt was opened: it may
+    have become cheaper only since its pod was made.
+    """
+    pool, prices, agreed = draft.pool, draft.world.prices, terms_of(draft.current)
     price = node_price(node, pool, prices)
+    if agreed.capacity_type == "OnDemand" and agreed.price is not None:
+        price = max(price or Decimal(0), Decimal(agreed.price))
     if node.price_trouble:
         draft.tell(
             "PriceInvalid", f"Node {node.name}: {node.price_trouble}; its pool's price is taken", "Warning"
@@ -91,16 +98,58 @@ def _last_use(draft: Draft, ref: AttemptNode, pod: Pod | None, fate: Verdict | N
     return draft.stamp(min(last if last is not None else draft.now, draft.now))
 
 
+def known_to_end(draft: Draft, pods: dict[int, Pod]) -> bool:
+    """Whether, of an attempt that the budget pays for, each pod's end is known, or can be known no better.
+
+    A pod object can be deleted by force while its machine is cut off and runs on, which shows in the node only later.
+    So where a pod's end was not seen, its kubelet must have been heard of since.
+    """
+    if terms_of(draft.current).budget_seconds is None:
+        return True
+    fates = fates_of(draft, pods)
+    unseen = {
+        ref.index
+        for ref in draft.current.nodes
+        if _is_missing(pods.get(ref.index)) and ref.index in fates and fates[ref.index].fate is Fate.ALIVE
+    }
+    known = draft.job.status.current.nodes if draft.job.status.current else []
+    written = {ref.index for ref in known if ref.missed is not None}
+    made = [
+        ref.model_copy(update={"missed": ref.missed or draft.stamp()}) if ref.index in unseen else ref
+        for ref in draft.current.nodes
+    ]
+    if made != draft.current.nodes:
+        draft.set_current(nodes=made)
+    if unseen & written and draft.world.leases is None:
+        draft.asks.add(Ask.LEASES)
+        return False
+    for ref in made:
+        if ref.index in unseen and not _heard_since(draft, ref):
+            about = f"rank {ref.index}: its pod is gone, and node {ref.name} has not been heard of since"
+            draft.why = ("Stopping", about)
+            draft.wake(draft.now + LEASE_SECONDS)
+            return False
+    return True
+
+
+def _is_missing(pod: Pod | None) -> bool:
+    return pod is None or (pod.removed and not pod.ended)
+
+
+def _heard_since(draft: Draft, ref: AttemptNode) -> bool:
+    """Whether the node's kubelet was heard of after the pod was found to be gone."""
+    missed = moment(ref.missed)
+    return missed is not None and (draft.world.leases or {}).get(ref.name, 0.0) > missed
+
+
 def close(draft: Draft) -> None:
     """Enter the attempt, which has just ended, into the bill."""
-    before = draft.status.cost
-    used = _used(draft, draft.current)
+    before, used, unseen = draft.status.cost, _used(draft, draft.current), _held(draft)
+    if not used and before is None and not unseen:
+        return
     held = Decimal(before.held or 0) if before else Decimal(0)
     ended = Sums.of(before.ended) if before else Sums()
-    if not used and before is None:
-        return
-    ended = ended.plus(cost(used, terms_of(draft.current)))
-    _write(draft, ended, Sums(), used, held + _held(draft))
+    _write(draft, ended.plus(cost(used, terms_of(draft.current))), Sums(), used, held + unseen)
 
 
 def refresh(draft: Draft) -> None:
@@ -203,26 +252,28 @@ def _held(draft: Draft) -> Decimal:
     total = Decimal(0)
     for index in ranks(draft, pods):
         ref = refs.get(index)
-        most = _most_seconds(draft, pods.get(index), fates.get(index), opened, seen.get(index, 0.0))
+        fate = fates.get(index)
+        dead = fate is not None and fate.fate is Fate.GONE
+        alive = fate is not None and fate.fate is Fate.ALIVE and ref is not None and _heard_since(draft, ref)
+        most = _most_seconds(draft, pods.get(index), dead or alive, opened, seen.get(index, 0.0))
         unseen = max(0.0, min(most, float(terms.budget_seconds)) - seen.get(index, 0.0))
         total += rank_rate(terms, ref) * Decimal(str(round(unseen, 3))) / HOUR
     return total
 
 
-def _most_seconds(draft: Draft, pod: Pod | None, fate: Verdict | None, opened: float, seen: float) -> float:
-    """Seconds for which pods of a rank of the ended attempt may have run at the most."""
-    until_now = draft.now - opened + grace_seconds(draft.job, draft.pool)
-    if pod is None:
-        return until_now
-    before = max(0.0, pod.created - opened)
-    if pod.ended and pod.ended_at is not None:
+def _most_seconds(draft: Draft, pod: Pod | None, stopped: bool, opened: float, seen: float) -> float:
+    """Seconds for which pods of a rank of the ended attempt may have run at the most.
+
+    ``stopped``: its machine is dead, or its kubelet knows that the pod is gone.
+    """
+    before = max(0.0, pod.created + 1.0 - opened) if pod is not None else 0.0
+    if pod is not None and pod.ended and pod.ended_at is not None:
         return before + seen + 1.0
-    if pod.removed and not pod.unseen and not pod.node:
+    if pod is not None and pod.removed and not pod.unseen and not pod.node:
         return before
-    if fate is not None and fate.fate in (Fate.LOST, Fate.SILENT):
-        return float("inf")
-    gone = pod.removed or (fate is not None and fate.fate is Fate.GONE) or pod.ended
-    return until_now if gone else float("inf")
+    if stopped and (pod is None or pod.removed or pod.ended):
+        return draft.now - opened + grace_seconds(draft.job, draft.pool) + MARGIN_SECONDS
+    return float("inf")
 
 
 def rank_rate(terms: Terms, ref: AttemptNode | None) -> Decimal:
