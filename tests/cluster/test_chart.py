@@ -254,6 +254,10 @@ RIGHTS: Final = {
         ("yes", "delete", "pods"),
         ("yes", "list", "nodes"),
         ("yes", "patch", "spottrainingjobs.spot.training/status"),
+        ("yes", "get", "persistentvolumes"),
+        ("yes", "list", "events"),
+        ("no", "list", "persistentvolumes"),
+        ("no", "patch", "persistentvolumes"),
         ("no", "patch", "nodes"),
         ("no", "patch", "nodes/status"),
         ("no", "create", "pods/eviction"),
@@ -270,6 +274,7 @@ RIGHTS: Final = {
         ("no", "list", "spottrainingjobs.spot.training"),
         ("no", "patch", "spottrainingjobs.spot.training/status"),
         ("no", "list", "persistentvolumeclaims"),
+        ("no", "get", "persistentvolumes"),
         *(("no", *each) for each in NOBODY),
     ],
 }

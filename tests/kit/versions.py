@@ -91,6 +91,7 @@ PROGRAMS: Final = (
         _commands("github.com/containerd/containerd/v2", "containerd", "containerd-shim-runc-v2", "ctr"),
         {"github.com/containerd/containerd/v2/version.Version": "v2.3.7"},
     ),
+    Program("sigs.k8s.io/kwok", "v0.8.0", _commands("sigs.k8s.io/kwok", "kwok"), {}),
     Program("go.etcd.io/etcd/server/v3", "v3.7.0", {"etcd": "go.etcd.io/etcd/server/v3"}, {}),
     Program("github.com/coredns/coredns", "v1.14.6", {"coredns": "github.com/coredns/coredns"}, {}),
     Program(

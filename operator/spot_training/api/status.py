@@ -94,6 +94,9 @@ class Current(Model):
     attempt: int
     pool: Word
     opened_at: Time
+    replicas: int | None = Field(None, description="Pods of this attempt.")
+    one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
+    node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
     started_at: Time | None = None
     running_at: Time | None = None
     terms: Terms | None = None

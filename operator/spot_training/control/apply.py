@@ -125,7 +125,7 @@ class Applier:
         pool = self._cache.pools.items.get(current.pool)
         if pool is None:
             raise LookupError(f"SpotPool {current.pool} is gone; the attempt cannot be completed")
-        body = manifests.pod(job, current.attempt, wanted.index, pool, wanted.limit, wanted.avoid)
+        body = manifests.pod(job, current.attempt, wanted.index, pool, current, wanted.limit, wanted.avoid)
         raw = await self._create(job, "pods", body)
         if raw is None:
             raw = await self._client.get(core_path(job.namespace, "pods", body["metadata"]["name"]))

@@ -142,6 +142,7 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
         )
     else:
         _note_ends(draft, pods)
+        _note_node_left(draft, pods)
         _note_provision_timeout(draft)
         ondemand.watch(draft, pods)
         consider_spot(draft)
@@ -208,6 +209,21 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
     cls: EndClass = "Failure" if judgement.cls == "Failure" else "Disruption"
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
     stop_attempt(draft, judgement.reason, cls, message, node=name)
+
+
+def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:
+    """The one node that was chosen for the whole gang takes no pods any more, and not all are there."""
+    current = draft.current
+    bound = sum(1 for pod in pods.values() if pod.node)
+    if not current.node or current.stop is not None or draft.asks or bound >= draft.job.spec.replicas:
+        return
+    node = draft.world.nodes.get(current.node)
+    if node is not None and node.notice is None and node.schedulable:
+        return
+    why = "is gone" if node is None else "will be taken" if node.notice else "is cordoned"
+    message = f"node {current.node}, chosen for all pods, {why}"
+    draft.tell("NodeLeft", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning")
+    stop_attempt(draft, "NodeLeft", "NotStarted", message)
 
 
 def _note_provision_timeout(draft: Draft) -> None:

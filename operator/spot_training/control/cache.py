@@ -24,7 +24,7 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
-from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
+from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, Terms, World
 
 Json = Mapping[str, Any]
 
@@ -111,13 +111,15 @@ class Cache:
         self.jobs: Store[Job] = Store(read_job, _named, self._job_changed)
         self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
         self.nodes: Store[Node] = Store(read_node, _name)
-        self.claims: Store[Claim] = Store(read_claim, _named)
+        self.claims: Store[Claim] = Store(read_claim, _named, self._claim_changed)
         self.pods: Store[Pod] = Store(read_pod, _named)
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._used: dict[tuple[str, str], int] = defaultdict(int)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
+        self.volumes: dict[str, Terms] = {}
+        """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
         self._index = JobIndex()
         self._reserved = Reserved()
         self.prices: dict[str, Decimal] = {}
@@ -206,6 +208,7 @@ class Cache:
         live: bool = False,
         leases: Mapping[str, float] | None = None,
         dry_run: Refusal | bool | None = None,
+        events: Mapping[str, str] | None = None,
         obstacle: str = "",
     ) -> World:
         """The world of one job, as it is known now."""
@@ -222,6 +225,8 @@ class Cache:
             live=live,
             leases=leases,
             dry_run=dry_run,
+            volumes=self.volumes,
+            events=events,
             obstacle=obstacle,
         )
 
@@ -266,11 +271,15 @@ class Cache:
             return None
         resource = pool.spec.gpu_resource
         each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.spec.replicas - bound)
+        return Reservation(pool.name, resource, each, job.spec.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
         self._stale.update(job.uid for job in (before, after) if job is not None)
+
+    def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
+        if before is not None and (after is None or after.volume != before.volume):
+            self.volumes.pop(before.volume, None)
 
     def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
         if before is None or after is None or before.spec != after.spec:

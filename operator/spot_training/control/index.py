@@ -11,8 +11,8 @@ from typing import TypeVar
 from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
-Shape = tuple[int, str, str]
-"""GPUs of a pod, their resource, the pool."""
+Shape = tuple[int, str, str, str]
+"""GPUs of a pod, their resource, the pool, and the one node of all pods where there is one."""
 
 K = TypeVar("K")
 
@@ -106,9 +106,9 @@ class Reserved:
         """What all but that job reserve, one for each shape; those hardest to fit first."""
         own = self._made.get(uid)
         return tuple(
-            Reservation(pool, resource, each, left)
-            for (each, resource, pool), pods in sorted(self._sums.items(), key=_hardest)
-            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool) else 0))
+            Reservation(pool, resource, each, left, node)
+            for (each, resource, pool, node), pods in sorted(self._sums.items(), key=_hardest)
+            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool, node) else 0))
         )
 
     def _count(self, made: Reservation, pods: int) -> None:
@@ -118,13 +118,13 @@ class Reserved:
             del self._sums[shape]
 
 
-def _hardest(item: tuple[Shape, int]) -> tuple[int, str, str]:
-    (each, resource, pool), _ = item
-    return -each, resource, pool
+def _hardest(item: tuple[Shape, int]) -> tuple[bool, int, str, str, str]:
+    (each, resource, pool, node), _ = item
+    return not node, -each, resource, pool, node
 
 
 def _shape(made: Reservation) -> Shape:
-    return made.gpus_per_pod, made.resource, made.pool
+    return made.gpus_per_pod, made.resource, made.pool, made.node
 
 
 def _age(job: Job) -> tuple[float, str]:

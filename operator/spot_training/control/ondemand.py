@@ -5,6 +5,7 @@ from decimal import Decimal
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
 from spot_training.api.status import Fallback, Terms
 from spot_training.control import conditions
+from spot_training.control.claims import attachable, needs_one_node
 from spot_training.control.draft import Draft, moment
 from spot_training.control.pods import grace_seconds
 from spot_training.control.policies.budget import (
@@ -32,7 +33,10 @@ from spot_training.control.world import Job, Node, Pod, Pool, World
 
 
 def request(draft: Draft, last: frozenset[str]) -> Request:
-    """What placement is asked for: the gang, and which pools are not for it at this price and time."""
+    """What placement is asked for: the gang, and which pools are not for it at this price and time.
+
+    May ask for what is known of the job's volumes; it is void then.
+    """
     spec = draft.job.spec
     refused = {}
     for name in spec.pools or draft.world.pools:
@@ -41,7 +45,16 @@ def request(draft: Draft, last: frozenset[str]) -> Request:
         if why is not None:
             refused[name] = why
     ceiling = ceiling_of(spec.max_price_per_node_hour)
-    return Request(spec.replicas, spec.template.spec, spec.pools, last, refused, ceiling)
+    return Request(
+        spec.replicas,
+        spec.template.spec,
+        spec.pools,
+        last,
+        one_node=needs_one_node(draft.job, draft.world),
+        volumes=attachable(draft),
+        refused=refused,
+        ceiling=ceiling,
+    )
 
 
 def _refusal(draft: Draft, pool: Pool) -> tuple[str, str] | None:

@@ -9,9 +9,15 @@ from spot_training.api.status import Current, Demotion
 from spot_training.api.times import format_time
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
+from spot_training.control.claims import (
+    NEXT_TRY,
+    claim_trouble,
+    never_on_one_node,
+)
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
 from spot_training.control.policies.placement import choose
+from spot_training.control.starting import starting
 from spot_training.control.world import Ask, Job, World
 
 RETRY_REFUSED_SECONDS = 60.0
@@ -80,7 +86,7 @@ def _count(draft: Draft) -> None:
                 "MaxFailures",
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
-    elif end.cls == "NotStarted":
+    elif end.cls == "NotStarted" and end.reason != "NodeLeft":
         _demote(draft, current.pool, end.reason)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
@@ -168,13 +174,9 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = _claim_trouble(draft)
+    blocked = claim_trouble(draft)
     if blocked is not None:
-        reason, message = blocked
-        if not _is_false(draft, "ClaimReady", reason):
-            draft.tell(reason, message, type_="Warning")
-        draft.condition("ClaimReady", False, reason, message)
-        draft.why = (reason, f"{message}; {_NEXT_CLAIM_TRY.get(reason, 'next try when the claim changes')}")
+        _blocked_by_claim(draft, *blocked)
         return
     if conditions.find(draft.status.conditions, "ClaimReady"):
         draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
@@ -182,49 +184,17 @@ def _next(draft: Draft) -> None:
         _place(draft)
 
 
-_NEXT_CLAIM_TRY = {"ClaimInUse": "next try when that job has ended or is deleted"}
+def _blocked_by_claim(draft: Draft, reason: str, message: str) -> None:
+    if not _is_false(draft, "ClaimReady", reason):
+        draft.tell(reason, message, type_="Warning")
+    draft.condition("ClaimReady", False, reason, message)
+    draft.why = (reason, f"{message}; {NEXT_TRY.get(reason, 'next try when the claim changes')}")
 
 
 def _is_false(draft: Draft, type_: str, reason: str) -> bool:
     """Whether the condition says so already: what has been told need not be told again."""
     known = conditions.find(draft.status.conditions, type_)
     return known is not None and (known.status, known.reason) == ("False", reason)
-
-
-def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
-    """Why the checkpoint claim cannot be mounted now: a reason and what to do."""
-    job, claim = draft.job, draft.world.claim
-    name = job.claim
-    if draft.world.claim_user:
-        return (
-            "ClaimInUse",
-            f"claim {name} is in use by job {draft.world.claim_user}; one live job may use a claim",
-        )
-    template = job.spec.checkpoint.claim_template
-    if claim is None and template is None:
-        return "ClaimNotFound", f"create PersistentVolumeClaim {name} in namespace {job.namespace}"
-    if claim is not None and claim.deleting:
-        return "ClaimDeleting", f"claim {name} is being deleted; use another claim, or wait until it is gone"
-    if template is not None and claim is not None and claim.owner_uids and job.uid not in claim.owner_uids:
-        return (
-            "ClaimDeleting",
-            f"claim {name} belongs to an older job of this name and goes with it; wait until it is gone",
-        )
-    if claim is not None and claim.phase == "Lost":
-        return "ClaimLost", f"claim {name} has lost its volume; restore it or use another claim"
-    modes = claim.modes if claim is not None else template.access_modes if template is not None else ()
-    if not any(mode.startswith("ReadWrite") for mode in modes):
-        return (
-            "ClaimReadOnly",
-            f"claim {name} is {', '.join(modes)}: nothing could be saved; use a ReadWriteMany claim",
-        )
-    if job.spec.replicas > 1 and "ReadWriteMany" not in modes:
-        return (
-            "ClaimNotShareable",
-            f"claim {name} is {', '.join(modes)}, which {job.spec.replicas} pods cannot share; use a "
-            "ReadWriteMany claim, or replicas: 1",
-        )
-    return None
 
 
 def _accepted(draft: Draft) -> bool:
@@ -255,14 +225,20 @@ def _accepted(draft: Draft) -> bool:
 
 def _place(draft: Draft) -> None:
     """Find a pool and open the attempt there."""
-    status = draft.status
+    job, status = draft.job, draft.status
     demoted = [each for each in status.demoted_pools if (moment(each.until) or 0.0) > draft.now]
     for each in demoted:
         draft.wake(moment(each.until))
     last = frozenset(each.pool for each in demoted)
-    wanted = ondemand.request(draft, last)
-    choice = choose(wanted, draft.world)
-    ondemand.note_search(draft, wanted, choice)
+    request = ondemand.request(draft, last)
+    if draft.asks:
+        return
+    choice = choose(request, draft.world)
+    never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
+    if never is not None:
+        _blocked_by_claim(draft, *never)
+        return
+    ondemand.note_search(draft, request, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -275,7 +251,15 @@ def _place(draft: Draft) -> None:
     draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
     terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
-        current=Current(attempt=number, pool=choice.pool, opened_at=draft.stamp(), terms=terms),
+        current=Current(
+            attempt=number,
+            pool=choice.pool,
+            opened_at=draft.stamp(),
+            replicas=job.spec.replicas,
+            one_node=request.one_node or None,
+            node=choice.node or None,
+            terms=terms,
+        ),
         next_try_at=None,
         demoted_pools=demoted,
     )
@@ -305,7 +289,9 @@ def _summarize(draft: Draft) -> None:
         draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
     else:
         phase = "Recovering" if interrupted else "Starting"
-        draft.why = ("Starting", f"attempt {current.attempt} starts on pool {current.pool}{_trouble(draft)}")
+        reason, said = starting(draft)
+        behind = f"; {said}" if said else ""
+        draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])
     if phase == "Recovering" or conditions.find(draft.status.conditions, "Recovering"):
         draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
@@ -338,17 +324,3 @@ def _note_agents(draft: Draft) -> None:
     if not known:
         draft.tell("AgentMissing", message, type_="Warning")
     draft.condition("AgentMissing", True, "NoReadyAgent", message)
-
-
-def _trouble(draft: Draft) -> str:
-    """Why a pod of the attempt does not start, in the words of API server, scheduler or kubelet."""
-    obstacle = draft.world.obstacle
-    if obstacle:
-        told = conditions.find(draft.status.conditions, "Running")
-        if told is None or obstacle not in told.message:
-            draft.tell("CreateFailed", obstacle, type_="Warning")
-        return f"; {obstacle}"
-    for index, pod in sorted(draft.pods().items()):
-        if pod.trouble and not pod.removed:
-            return f"; rank {index}: {pod.trouble}"
-    return ""

@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from spot_training.api import names
+from spot_training.api.status import Current
+from spot_training.control.policies.affinity import confine, together
 from spot_training.control.policies.placement import gpus_per_pod
 from spot_training.control.world import Job, Pool
 
@@ -97,11 +99,12 @@ def pod(
     attempt: int,
     index: int,
     pool: Pool | None,
+    opened: Current | None = None,
     limit: int | None = None,
     avoid: Sequence[str] = (),
 ) -> Json:
-    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen; ``limit``: seconds that it may run
-    on the job's budget; ``avoid``: names of nodes that it is kept off.
+    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen; ``opened``: the attempt's record;
+    ``limit``: seconds that it may run on the job's budget; ``avoid``: names of nodes that it is kept off.
     """
     template = job.spec.template
     metadata: Json = template.metadata.to_json() if template.metadata else {}
@@ -131,14 +134,16 @@ def pod(
     if limit is not None and (own_limit is None or limit < own_limit):
         spec["activeDeadlineSeconds"] = limit
         metadata["annotations"][names.BUDGET_SECONDS] = str(limit)
-    if avoid:
-        spec["affinity"] = _keep_off(spec.get("affinity") or {}, avoid)
     if pool is not None:
         spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **pool.spec.node_selector}
         spec["tolerations"] = [
             *(spec.get("tolerations") or ()),
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
+    if opened is not None:
+        confine(spec, opened.node or "", avoid)
+        if opened.one_node:
+            together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [
         *(spec.get("volumes") or ()),
         {"name": VOLUME, "persistentVolumeClaim": {"claimName": job.claim}},
@@ -154,16 +159,6 @@ def pod(
             {"name": VOLUME, "mountPath": job.spec.checkpoint.mount_path},
         ]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
-
-
-def _keep_off(affinity: Json, nodes: Sequence[str]) -> Json:
-    """The affinity with these nodes excluded from each of its terms, any of which would be enough."""
-    inner = affinity.get("nodeAffinity") or {}
-    required = "requiredDuringSchedulingIgnoredDuringExecution"
-    terms = (inner.get(required) or {}).get("nodeSelectorTerms") or [{}]
-    off = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in nodes]
-    made = [{**term, "matchFields": [*(term.get("matchFields") or ()), *off]} for term in terms]
-    return {**affinity, "nodeAffinity": {**inner, required: {"nodeSelectorTerms": made}}}
 
 
 def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> dict[str, str]:

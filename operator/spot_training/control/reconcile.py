@@ -13,17 +13,19 @@ from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
 from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
+from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
 from spot_training.control.plan import plan
+from spot_training.control.policies.affinity import read_terms
 from spot_training.control.read import seconds
 from spot_training.control.world import Ask, Job, Refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 4
-"""A plan asks for a live list, for Leases and for a dry run at most, so a fifth round is a defect."""
+MAX_QUESTIONS = 6
+"""A plan asks for a live list, Leases, volumes, a dry run and Events at most, so a seventh round is a defect."""
 
 
 @dataclass
@@ -33,6 +35,7 @@ class _Facts:
     live: bool = False
     leases: dict[str, float] | None = None
     dry_run: Refusal | bool | None = None
+    events: dict[str, str] | None = None
 
 
 class Reconciler:
@@ -54,6 +57,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._applier = Applier(client, cache)
+        self._complaints = Complaints(client, cache, self.now)
         self._placing = asyncio.Lock()
         self._obstacles: dict[Hashable, str] = {}
 
@@ -107,6 +111,7 @@ class Reconciler:
                 live=facts.live,
                 leases=facts.leases,
                 dry_run=facts.dry_run,
+                events=facts.events,
                 obstacle=self._obstacles.get(job.key, ""),
             )
             made = plan(job, world, self.now())
@@ -134,6 +139,10 @@ class Reconciler:
             facts.live = True
         if Ask.LEASES in asks:
             facts.leases = await self._leases(job)
+        if Ask.EVENTS in asks:
+            facts.events = await self._complaints.of(job)
+        if Ask.VOLUMES in asks:
+            await self._volumes(job)
         if Ask.DRY_RUN in asks:
             pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
             facts.dry_run = await self._applier.dry_run(job, pool)
@@ -150,6 +159,19 @@ class Reconciler:
         for pod in self._cache.pods_of(job.uid):
             if pod.uid not in there and not pod.removed:
                 self._cache.bury(pod)
+
+    async def _volumes(self, job: Job) -> None:
+        """Look up to which nodes the job's volumes can be attached."""
+        world = self._cache.world(job)
+        for name in (each.volume for each in (world.claim,) if each is not None and each.volume):
+            try:
+                raw = await self._client.get(f"/api/v1/persistentvolumes/{name}")
+            except ApiError as error:
+                if error.code != NOT_FOUND:
+                    raise
+                raw = {}
+            affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
+            self._cache.volumes[name] = read_terms(affinity.get("required"))
 
     async def _leases(self, job: Job) -> dict[str, float]:
         """When the kubelets of the gang's nodes were last heard of."""

@@ -33,6 +33,8 @@ def consider_spot(draft: Draft) -> None:
         return
     draft.wake(draft.now + LOOK_SECONDS)
     pool = _spot_pool(draft)
+    if draft.asks:
+        return
     if pool is None:
         remember(draft, spot_since=None)
         return

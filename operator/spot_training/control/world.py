@@ -160,8 +160,22 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """One requirement of a node selector term; ``field``: of the Node's field ``key``, not of its label."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+    field: bool = False
+
+
+Terms = tuple[tuple[Requirement, ...], ...]
+"""Node selector terms: one of them must hold, all requirements of a term must. None: any node."""
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
-    """A PersistentVolumeClaim."""
+    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound."""
 
     name: str
     uid: str
@@ -169,6 +183,7 @@ class Claim:
     modes: tuple[str, ...] = ("ReadWriteMany",)
     deleting: bool = False
     owner_uids: tuple[str, ...] = ()
+    volume: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +196,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """GPUs that an opened attempt will use although its pods are not bound yet."""
+    """GPUs that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
 
     pool: str
     resource: str
     gpus_per_pod: int
     pods: int
+    node: str = ""
 
 
 class Ask(Enum):
@@ -195,6 +211,8 @@ class Ask(Enum):
     LIVE_PODS = "a live list of the job's pods: a cached one may lag behind"
     LEASES = "the Leases of the gang's nodes"
     DRY_RUN = "a strict dry run of pod 0"
+    EVENTS = "the Events of the pods that do not start"
+    VOLUMES = "the volumes behind the job's claims: to which nodes they can be attached"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +222,9 @@ class World:
     ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``prices``: of a
     node for an hour, by pool, where the price file says so; ``leases``: last
     renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
-    asked, ``True`` accepted, or a refusal; ``obstacle``: why the last try to create what is needed failed.
+    asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
+    attached, as far as looked up; ``events``: by pod UID, what its
+    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed failed.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -219,4 +239,6 @@ class World:
     live: bool = False
     leases: Mapping[str, float] | None = None
     dry_run: Refusal | bool | None = None
+    volumes: Mapping[str, Terms] = field(default_factory=dict)
+    events: Mapping[str, str] | None = None
     obstacle: str = ""

@@ -24,6 +24,7 @@ from spot_training.control.world import (
     Report,
     Reservation,
     Taint,
+    Terms,
     World,
 )
 
@@ -94,6 +95,8 @@ class Scene:
         self.used: dict[tuple[str, str], int] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
+        self.volumes: dict[str, Terms] = {}
+        self.events: dict[str, str] = {}
         self.leases: dict[str, float] = {}
         self.asked: list[Ask] = []
         self.plan = Plan(self.job.status)
@@ -112,6 +115,8 @@ class Scene:
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.dry_run if Ask.DRY_RUN in asked else None,
+            volumes=self.volumes if Ask.VOLUMES in asked else {},
+            events=self.events if Ask.EVENTS in asked else None,
         )
 
     def planned(self) -> Plan:
@@ -157,11 +162,21 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken
+            if each.labels["pool"] == in_pool and each.name not in taken and each.ready
         ]
+        on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"
         self.pods[name] = Pod(
-            "ns", name, f"{name}-uid", free[0], job="job", job_uid=UID, attempt=attempt, index=index, grace=55
+            "ns",
+            name,
+            f"{name}-uid",
+            on,
+            created=self.now,
+            job="job",
+            job_uid=UID,
+            attempt=attempt,
+            index=index,
+            grace=55,
         )
 
     def pod(self, index: int = 0) -> Pod:

@@ -37,6 +37,8 @@ def statuses(draw: st.DrawFn) -> Json:
         if draw(st.integers(0, 3)) == 0:
             current["runningAt"] = AT
         if draw(st.integers(0, 3)) == 0:
+            current["node"] = draw(st.sampled_from(NODES))
+        if draw(st.integers(0, 3)) == 0:
             current["stop"] = {"cause": "Reclaimed", "at": AT}
         if draw(st.integers(0, 3)) == 0:
             current["end"] = {"class": "Disruption", "reason": "Reclaimed", "at": AT}
@@ -148,8 +150,8 @@ def plain_claim_users(cache: Cache, job: Job) -> list[str]:
     return [other.name for other in sorted(found, key=lambda other: (other.created, other.uid))]
 
 
-def plain_reservations(cache: Cache, but: str) -> Counter[tuple[str, str, int]]:
-    found: Counter[tuple[str, str, int]] = Counter()
+def plain_reservations(cache: Cache, but: str) -> Counter[tuple[str, str, int, str]]:
+    found: Counter[tuple[str, str, int, str]] = Counter()
     for job in cache.jobs.items.values():
         current = job.status.current
         if job.uid == but or job.finished or current is None or current.end or current.stop:
@@ -163,14 +165,17 @@ def plain_reservations(cache: Cache, but: str) -> Counter[tuple[str, str, int]]:
         if where is not None and bound < job.spec.replicas and not current.running_at:
             resource = where.spec.gpu_resource
             each = gpus_per_pod(job.spec.template.spec, resource)
-            found[where.name, resource, each] += job.spec.replicas - bound
+            found[where.name, resource, each, current.node or ""] += job.spec.replicas - bound
     return found
 
 
-def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, str, int]]:
-    assert len({(each.pool, each.resource, each.gpus_per_pod) for each in reservations}) == len(reservations)
+def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, str, int, str]]:
+    shapes = {(each.pool, each.resource, each.gpus_per_pod, each.node) for each in reservations}
+    assert len(shapes) == len(reservations)
     assert all(each.pods > 0 for each in reservations), reservations
-    return Counter({(each.pool, each.resource, each.gpus_per_pod): each.pods for each in reservations})
+    return Counter(
+        {(each.pool, each.resource, each.gpus_per_pod, each.node): each.pods for each in reservations}
+    )
 
 
 @settings(max_examples=400)

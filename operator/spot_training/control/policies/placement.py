@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from spot_training.api.job import PodSpec
+from spot_training.control.policies.affinity import describe, matches, required_terms
 from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.price import dearer_nodes, pool_price
-from spot_training.control.world import Node, Pool, Reservation, Taint, World
+from spot_training.control.world import Node, Pool, Reservation, Taint, Terms, World
 
 PLACING_EFFECTS = ("NoSchedule", "NoExecute")
 
@@ -31,25 +32,33 @@ REASONS = (
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a gang needs. ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last
-    for now; ``refused``: pools that are not for the job, with a word and a sentence; ``ceiling``: nodes that cost
-    more for an hour are not used.
+    for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
+    ``avoid``: names of nodes to keep off; ``refused``: pools that are not for the job, with a word and a sentence;
+    ``ceiling``: nodes that cost more for an hour are not used.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
+    one_node: bool = False
+    volumes: tuple[Terms, ...] = ()
+    avoid: frozenset[str] = frozenset()
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ceiling: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The pool chosen, or None, and of each pool why it was not (by name, in the order they were tried)."""
+    """The pool chosen, or None, and of each pool why it was not (by name, in the order they were tried).
+
+    ``node``: the one node for all pods, where the gang needs one.
+    """
 
     pool: str | None
     refused: Mapping[str, str]
     reason: str = ""
+    node: str = ""
 
     @property
     def message(self) -> str:
@@ -70,7 +79,7 @@ def choose(request: Request, world: World) -> Choice:
         else:
             why = shortage(request, pool, world)
             if why is None:
-                return Choice(name, refused)
+                return Choice(name, refused, node=_one_node(request, pool, world))
             refused[name], reason = why, "NoCapacity"
         reasons.add(reason)
     if not refused:
@@ -108,16 +117,29 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
     members = [node for node in world.nodes.values() if belongs(node, pool)]
     if not members:
         return "no node matches its nodeSelector"
-    dear = frozenset(dearer_nodes(members, pool, world.prices, request.ceiling))
-    usable = [node for node in members if node.name not in dear and usable_for(request.pod, node, pool)]
+    usable = _usable(request, members, pool, world)
     if not usable:
         return (
             f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
-            "template's nodeSelector and tolerations allow"
+            "template's nodeSelector, nodeAffinity and tolerations allow"
         )
+    attachable = _attachable(request, usable)
+    if not attachable:
+        where = " and ".join(describe(terms) for terms in request.volumes)
+        return f"to none of its {len(usable)} usable nodes can the job's volumes be attached ({where})"
+    usable = [node for node in attachable if node.name not in request.avoid]
+    if not usable:
+        return f"its {len(attachable)} usable nodes are avoided for now: attempts failed there"
     free = free_gpus(usable, pool, world)
     if need == 0:
         return None
+    if request.one_node:
+        if any(amount >= need * request.replicas for amount in free.values()):
+            return None
+        return (
+            f"{request.replicas} pods of {need} {pool.spec.gpu_resource} do not fit on one node, as their "
+            f"ReadWriteOnce claim needs it: at most {max(free.values())} free on one of {len(usable)} nodes"
+        )
     slots = sum(amount // need for amount in free.values())
     if slots >= request.replicas:
         return None
@@ -125,6 +147,28 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
         f"{request.replicas} pods of {need} {pool.spec.gpu_resource} do not fit: "
         f"{sum(free.values())} free on {len(usable)} nodes, room for {slots}"
     )
+
+
+def _usable(request: Request, members: Sequence[Node], pool: Pool, world: World) -> list[Node]:
+    terms = required_terms(request.pod.model_extra or {})
+    dear = frozenset(dearer_nodes(members, pool, world.prices, request.ceiling))
+    fit = [node for node in members if usable_for(request.pod, node, pool) and matches(terms, node)]
+    return [node for node in fit if node.name not in dear]
+
+
+def _attachable(request: Request, nodes: Iterable[Node]) -> list[Node]:
+    return [node for node in nodes if all(matches(terms, node) for terms in request.volumes)]
+
+
+def _one_node(request: Request, pool: Pool, world: World) -> str:
+    """The node for a gang that needs one, in a pool that has one: the fullest on which it fits."""
+    if not request.one_node:
+        return ""
+    members = [node for node in world.nodes.values() if belongs(node, pool)]
+    nodes = _attachable(request, _usable(request, members, pool, world))
+    free = free_gpus([node for node in nodes if node.name not in request.avoid], pool, world)
+    need = gpus_per_pod(request.pod, pool.spec.gpu_resource) * request.replicas
+    return min((amount, name) for name, amount in free.items() if amount >= need)[1]
 
 
 def free_gpus(nodes: Iterable[Node], pool: Pool, world: World) -> dict[str, int]:
@@ -151,7 +195,8 @@ def _reserve(free: dict[str, int], reservation: Reservation, world: World, pool:
     allowed = [
         name
         for name in free
-        if reservation.pool == pool.name or ((node := world.nodes.get(name)) and belongs(node, other))
+        if (reservation.pool == pool.name or ((node := world.nodes.get(name)) and belongs(node, other)))
+        and reservation.node in ("", name)
     ]
     size, left = reservation.gpus_per_pod, reservation.pods
     if size == 0:

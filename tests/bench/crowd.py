@@ -1,0 +1,222 @@
+"""Thousands of objects on the test cluster, and how they are made and counted with as little load as can be."""
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import aiohttp
+
+from spot_training.cluster.client import ApiError, Client, Connection
+from tests.kit import kwok
+
+Json = dict[str, Any]
+
+POOL: Final = "bench"
+LABEL: Final = "spot.training/bench"
+IMAGE: Final = "registry.invalid/bench:1"
+"""Simulated nodes pull nothing."""
+
+
+class Bulk:
+    """Requests side by side, as many as ``width``, through one connection each; the quickest bare client there is."""
+
+    def __init__(self, connection: Connection, width: int) -> None:
+        self._connection = connection
+        self._slots = asyncio.Semaphore(width)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=width), timeout=aiohttp.ClientTimeout(total=120)
+        )
+
+    async def __aenter__(self) -> "Bulk":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def send(
+        self, method: str, path: str, body: Json | None = None, *, kind: str = "application/json"
+    ) -> Json:
+        """One request. Raises RuntimeError with the API server's words for a refusal."""
+        async with self._slots:
+            headers = {"Content-Type": kind, "Accept": "application/json"}
+            if self._connection.token:
+                headers["Authorization"] = f"Bearer {self._connection.token}"
+            data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+            async with self._session.request(
+                method,
+                self._connection.server + path,
+                data=data,
+                headers=headers,
+                ssl=self._connection.tls or True,
+            ) as response:
+                text = await response.read()
+                if response.status >= 400 and not (method == "DELETE" and response.status == 404):
+                    raise RuntimeError(f"{method} {path}: {response.status} {text[:300].decode()}")
+                answer: Json = json.loads(text)
+                return answer
+
+    async def all(self, requests: Iterable[Awaitable[Any]]) -> list[Any]:
+        """Await all of them together."""
+        return list(await asyncio.gather(*requests))
+
+    async def patch(self, path: str, body: Json) -> Json:
+        """A JSON merge patch."""
+        return await self.send("PATCH", path, body, kind="application/merge-patch+json")
+
+
+async def count(client: Client, path: str) -> int:
+    """How many objects there are, without reading them: a page of one, and what the API server says remains."""
+    page = await client.get(path, limit="1")
+    return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
+
+
+async def wait_for(
+    what: str, reached: Callable[[], Awaitable[bool]], within: float, every: float = 0.1
+) -> None:
+    """Ask ``reached`` every so often. Raises TimeoutError that names ``what`` after ``within`` seconds."""
+    began = time.monotonic()
+    while not await reached():
+        if time.monotonic() - began > within:
+            raise TimeoutError(f"{what}: not within {within:.0f} s")
+        await asyncio.sleep(every)
+
+
+async def make_namespace(bulk: Bulk, name: str) -> None:
+    """A fresh namespace."""
+    await bulk.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+
+
+async def make_nodes(bulk: Bulk, client: Client, number: int) -> None:
+    """Simulated spot nodes, all of them Ready."""
+    made = [kwok.node(f"bench-{index:05d}", {LABEL: "node"}) for index in range(number)]
+    await bulk.all(bulk.send("POST", "/api/v1/nodes", each) for each in made)
+
+    async def ready() -> bool:
+        nodes = await client.get("/api/v1/nodes", labelSelector=f"{LABEL}=node")
+        return sum(1 for each in nodes["items"] if is_ready(each)) == number
+
+    await wait_for(f"{number} simulated nodes are Ready", ready, within=300, every=2)
+
+
+def is_ready(node: Json) -> bool:
+    """Whether a node says that it is Ready."""
+    conditions = node.get("status", {}).get("conditions") or ()
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+async def make_claims(bulk: Bulk, namespace: str, names: Iterable[str]) -> None:
+    """Claims that are bound to volumes of their own, so that pods which mount them are scheduled."""
+    names = list(names)
+    await bulk.all(bulk.send("POST", "/api/v1/persistentvolumes", _volume(namespace, each)) for each in names)
+    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+    await bulk.all(bulk.send("POST", path, _claim(namespace, each)) for each in names)
+
+
+def _volume(namespace: str, name: str) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": f"{namespace}-{name}", "labels": {LABEL: namespace}},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "capacity": {"storage": "1Mi"},
+            "storageClassName": "bench",
+            "hostPath": {"path": "/nonexistent"},
+            "claimRef": {"namespace": namespace, "name": name},
+            "persistentVolumeReclaimPolicy": "Retain",
+        },
+    }
+
+
+def _claim(namespace: str, name: str) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": "bench",
+            "volumeName": f"{namespace}-{name}",
+            "resources": {"requests": {"storage": "1Mi"}},
+        },
+    }
+
+
+def pod_spec(gpus: int = 1) -> Json:
+    """A pod of the crowd; it tolerates the simulated nodes' taint."""
+    return {
+        "containers": [{"name": "main", "image": IMAGE, "resources": {"limits": {"nvidia.com/gpu": gpus}}}],
+        "tolerations": [{"key": kwok.TAINT, "operator": "Exists"}],
+    }
+
+
+def pool() -> Json:
+    """The pool of the simulated nodes."""
+    return {
+        "apiVersion": "spot.training/v1alpha1",
+        "kind": "SpotPool",
+        "metadata": {"name": POOL},
+        "spec": {"nodeSelector": {LABEL: "node"}, "noticeSeconds": 60},
+    }
+
+
+def job(namespace: str, name: str, replicas: int) -> Json:
+    """A SpotTrainingJob that waits suspended."""
+    return {
+        "apiVersion": "spot.training/v1alpha1",
+        "kind": "SpotTrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "replicas": replicas,
+            "pools": [POOL],
+            "suspend": True,
+            "template": {"spec": pod_spec()},
+            "checkpoint": {"mountPath": "/mnt/checkpoint", "claimName": name, "writer": "Library"},
+        },
+    }
+
+
+def batch_job(namespace: str, name: str, pods: int) -> Json:
+    """A batch/v1 Job of the same shape that waits suspended."""
+    spec = pod_spec() | {"restartPolicy": "Never", "nodeSelector": {LABEL: "node"}}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "parallelism": pods,
+            "completions": pods,
+            "completionMode": "Indexed",
+            "suspend": True,
+            "template": {"spec": spec},
+        },
+    }
+
+
+async def clear(bulk: Bulk, client: Client, namespaces: Iterable[str]) -> None:
+    """Take away the namespaces and the volumes made for them; pods go first, without grace."""
+    for namespace in namespaces:
+        for path in (
+            f"/apis/spot.training/v1alpha1/namespaces/{namespace}/spottrainingjobs",
+            f"/apis/batch/v1/namespaces/{namespace}/jobs",
+            f"/api/v1/namespaces/{namespace}/pods",
+        ):
+            options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
+            await bulk.send("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+        await bulk.send("DELETE", f"/api/v1/namespaces/{namespace}")
+        await bulk.send("DELETE", f"/api/v1/persistentvolumes?labelSelector={LABEL}%3D{namespace}")
+
+    async def gone() -> bool:
+        for namespace in namespaces:
+            try:
+                await client.get(f"/api/v1/namespaces/{namespace}")
+            except ApiError as error:
+                if error.code == 404:
+                    continue
+                raise
+            return False
+        return True
+
+    await wait_for("the namespaces are gone", gone, within=300, every=1)

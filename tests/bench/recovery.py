@@ -1,0 +1,245 @@
+"""From a node's mark to its pods' replacements, on real nodes, beside batch/v1 Jobs after the same drain."""
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from spot_training.api import names
+from spot_training.api.times import parse_time
+from tests.bench.report import Report, nearest_rank
+from tests.kit import jobs, layout
+from tests.kit.guest_agent import control
+from tests.kit.kube import apply, get, kubectl, tool
+from tests.kit.places import KUBECONFIG
+from tests.kit.shell import say, step, wait_until
+
+Json = dict[str, Any]
+
+POOL: Final = "bench-real"
+LABEL: Final = "spot.training/bench-real"
+NAME: Final = "bench"
+IMAGE: Final = "spot-training-example:dev"
+# Exits at once when told, as a shell does that waits for its child.
+COMMAND: Final = ["sh", "-c", "trap 'exit 143' TERM; sleep 3600 & wait"]
+JOB_TIMEOUT: Final = 100.0
+"""A batch/v1 Job of eight pods takes ten minutes: each pod feeds its back-off. It is not waited for."""
+
+
+@dataclass
+class Watched:
+    """When pods of a name were first seen created, and running, by this machine's clock."""
+
+    created: dict[str, float] = field(default_factory=dict)
+    running: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def watched(selector: str) -> Iterator[Watched]:
+    """Follow the pods of a selector with a watch of their own."""
+    seen = Watched()
+    argv = [
+        *(str(tool("kubectl")), "--kubeconfig", str(KUBECONFIG), "get", "pods", "-l", selector),
+        *("--watch", "--output-watch-events", "-o", "json"),
+    ]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    stream = process.stdout
+    if stream is None:
+        raise RuntimeError("kubectl has no output")
+
+    def follow() -> None:
+        decoder, text = json.JSONDecoder(), ""
+        for line in stream:
+            text = (text + line.decode()).lstrip()
+            try:
+                event, end = decoder.raw_decode(text)
+            except ValueError:
+                continue
+            text = text[end:]
+            _note(seen, event["object"], time.time())
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        thread.join(timeout=10)
+
+
+def _note(seen: Watched, pod: Json, now: float) -> None:
+    uid = pod["metadata"]["uid"]
+    seen.created.setdefault(uid, now)
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    if any("running" in each.get("state", {}) for each in statuses):
+        seen.running.setdefault(uid, now)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds from the mark on the node to all replacements created, and to all of them running."""
+
+    created: float
+    running: float
+
+
+def measure(report: Report, trials: int) -> None:
+    """One pod and gangs of 4 and 8; each beside batch/v1 Jobs where those recover at all in time."""
+    for worker in layout.WORKER_NAMES:
+        kubectl("label", "node", worker, f"{LABEL}=true", "--overwrite")
+    tolerations = [{"key": layout.CAPACITY_TYPE, "operator": "Exists"}]
+    apply(
+        {
+            "apiVersion": "spot.training/v1alpha1",
+            "kind": "SpotPool",
+            "metadata": {"name": POOL},
+            "spec": {"nodeSelector": {LABEL: "true"}, "noticeSeconds": 60, "tolerations": tolerations},
+        }
+    )
+    try:
+        ours: dict[int, list[Trial]] = {}
+        for size in (1, 4, 8):
+            ours[size] = _trials(f"a SpotTrainingJob of {size}", partial(_spot, size), trials)
+            prefix = f"gang{size}" if size > 1 else "one_pod"
+            _tell(
+                report, prefix, ours[size], "<= 0.6" if size == 4 else None, "<= 1.5" if size == 4 else None
+            )
+        theirs = _trials("a batch/v1 Job of 1", partial(_batch, 1), max(3, trials // 4))
+        _tell(report, "job_one_pod", theirs, None, None)
+        gang = _trials("a batch/v1 Job of 4", partial(_batch, 4), 1)
+        if gang:
+            _tell(report, "job_gang4", gang, None, None)
+        created = sorted(each.created for each in ours[1])
+        baseline = sorted(each.created for each in theirs)
+        if created and baseline:
+            median, other = created[len(created) // 2], baseline[len(baseline) // 2]
+            report.value("replacement_p50_ratio_to_job", median / other, "", "<= 0.2")
+    finally:
+        kubectl("delete", "spotpool", POOL, "--ignore-not-found")
+        for worker in layout.WORKER_NAMES:
+            kubectl("label", "node", worker, f"{LABEL}-")
+
+
+def _tell(report: Report, prefix: str, found: list[Trial], created: str | None, running: str | None) -> None:
+    for what, goal in (("created", created), ("running", running)):
+        samples = [getattr(each, what) for each in found]
+        report.trials(f"{prefix}_{what}_median_seconds", samples, "s", goal)
+        report.value(f"{prefix}_{what}_p95_seconds", nearest_rank(samples, 95), "s")
+
+
+def _trials(label: str, one: Callable[[], Trial | None], number: int) -> list[Trial]:
+    found = []
+    with step(f"{number} recoveries of {label}"):
+        for _ in range(number):
+            trial = one()
+            if trial is None:
+                say(f"    {label}: no recovery within {JOB_TIMEOUT:.0f} s")
+                break
+            found.append(trial)
+    return found
+
+
+def _spot(size: int) -> Trial | None:
+    jobs.fresh_claim(NAME)
+    apply(
+        {
+            "apiVersion": "spot.training/v1alpha1",
+            "kind": "SpotTrainingJob",
+            "metadata": {"name": NAME, "namespace": "default"},
+            "spec": {
+                "replicas": size,
+                "pools": [POOL],
+                "template": {"spec": _pod_spec()},
+                "checkpoint": {"mountPath": "/mnt/checkpoint", "claimName": NAME},
+            },
+        }
+    )
+    try:
+        return _reclaimed(f"{names.LABEL_JOB}={NAME}", size)
+    finally:
+        jobs.remove(NAME)
+
+
+def _batch(size: int) -> Trial | None:
+    spec = _pod_spec() | {
+        "restartPolicy": "Never",
+        "nodeSelector": {LABEL: "true"},
+        "tolerations": [{"key": layout.CAPACITY_TYPE, "operator": "Exists"}],
+    }
+    pattern = [{"type": "DisruptionTarget", "status": "True"}]
+    apply(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": NAME, "namespace": "default"},
+            "spec": {
+                "completionMode": "Indexed",
+                "parallelism": size,
+                "completions": size,
+                "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": pattern}]},
+                "template": {"spec": spec},
+            },
+        }
+    )
+    try:
+        return _reclaimed(f"batch.kubernetes.io/job-name={NAME}", size)
+    finally:
+        kubectl("delete", "job", NAME, "--cascade=foreground", "--wait=true", timeout=180)
+
+
+def _pod_spec() -> Json:
+    container = {
+        "name": "main",
+        "image": IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": COMMAND,
+        "resources": {"limits": {layout.GPU_RESOURCE: 1}},
+    }
+    return {"containers": [container]}
+
+
+def _reclaimed(selector: str, size: int) -> Trial | None:
+    """Wait until all run, have a spot node reclaimed that has one of them, and time what follows."""
+    with watched(selector) as seen:
+        wait_until(
+            f"{size} pods running", lambda: len(seen.running) >= size, timeout=90, seen=lambda: str(seen)
+        )
+        before = set(seen.created)
+        pods = get("pods", "-l", selector)
+        spot = {worker.name for worker in layout.WORKERS if worker.capacity_type == "spot"}
+        hit = next(pod["spec"]["nodeName"] for pod in pods if pod["spec"]["nodeName"] in spot)
+        lost = sum(1 for pod in pods if pod["spec"]["nodeName"] == hit)
+        # A gang goes as a whole; a Job replaces what was on the node.
+        expected = size if names.LABEL_JOB in selector else lost
+        control.reclaim(hit, 60)
+        try:
+            return _timed(seen, before, expected, hit)
+        finally:
+            control.withdraw(hit)
+            wait_until(
+                f"{hit} is given back",
+                lambda: not get(f"node/{hit}")[0]["spec"].get("unschedulable"),
+                timeout=60,
+                seen=lambda: json.dumps(get(f"node/{hit}")[0]["spec"]),
+            )
+
+
+def _timed(seen: Watched, before: set[str], expected: int, node: str) -> Trial | None:
+    def back() -> bool:
+        return len([uid for uid in dict(seen.running) if uid not in before]) >= expected
+
+    try:
+        wait_until("the replacements run", back, timeout=JOB_TIMEOUT, seen=lambda: str(seen))
+    except TimeoutError:
+        return None
+    annotations = get(f"node/{node}")[0]["metadata"]["annotations"]
+    marked = parse_time(annotations[names.CORDONED_AT])
+    created = sorted(at for uid, at in seen.created.items() if uid not in before)[expected - 1]
+    running = sorted(at for uid, at in seen.running.items() if uid not in before)[expected - 1]
+    return Trial(created - marked, running - marked)

@@ -1,0 +1,379 @@
+"""The operator at scale, beside a bare client and beside batch/v1 Jobs, on simulated nodes of one control plane."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from spot_training.api import names
+from spot_training.api.times import format_time
+from spot_training.cluster.client import Client, Connection
+from spot_training.control.connect import connection
+from spot_training.control.pods import pod, service
+from spot_training.control.read import read_job, read_pool
+from tests.bench import crowd
+from tests.bench.crowd import Bulk, Json, count
+from tests.bench.operator_process import OperatorProcess, operator_process
+from tests.bench.report import Report
+from tests.kit import install, kwok, layout, places
+from tests.kit.engine import client as client_program
+from tests.kit.engine import docker
+from tests.kit.kube import kubectl
+from tests.kit.shell import run, step, wait_until
+
+WIDTHS: Final = (16, 32, 64, 128)
+OPERATOR, COLD, BARE, BATCH = "bench-operator", "bench-cold", "bench-bare", "bench-batch"
+BATCH_SECONDS: Final = 90.0
+"""How long batch/v1 Jobs are watched: at default limits ten thousand pods take them a quarter of an hour."""
+MANIFEST: Final = "/etc/kubernetes/manifests/kube-controller-manager.yaml"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    nodes: int = 5000
+    jobs: int = 2000
+    pods: int = 5
+
+    @property
+    def all_pods(self) -> int:
+        """Pods of all jobs."""
+        return self.jobs * self.pods
+
+
+async def measure(report: Report, size: Size) -> None:
+    """All of it, in one run."""
+    os.environ["KUBECONFIG"] = str(places.KUBECONFIG)
+    where = connection()
+    async with Client(where) as client, Bulk(where, 64) as bulk, _installed_operator_away():
+        await _crowd_away(bulk, client)
+        try:
+            with step(f"making {size.nodes} simulated nodes"), kwok.running():
+                await crowd.make_nodes(bulk, client, size.nodes)
+                await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
+                bare = await _bare(report, where, client, size)
+                await _batch(report, bulk, client, size, bare)
+                await _resume_and_reclaim(report, bulk, client, size, bare)
+        finally:
+            await _crowd_away(bulk, client)
+
+
+async def _bare(report: Report, where: Connection, client: Client, size: Size) -> float:
+    """Seconds in which a bare client makes the same objects, at the best of several widths."""
+    trial = max(20, size.jobs // 20)
+    rates: dict[int, float] = {}
+    for width in WIDTHS:
+        async with Bulk(where, width) as bulk:
+            seconds = await _bare_once(bulk, client, f"{BARE}-{width}", trial, size.pods)
+            rates[width] = trial * size.pods / seconds
+    best = max(rates, key=lambda width: rates[width])
+    report.value("bare_client_best_width", best, "requests at once")
+    async with Bulk(where, best) as bulk:
+        seconds = await _bare_once(bulk, client, BARE, size.jobs, size.pods)
+    report.value("bare_client_create_seconds", seconds, "s")
+    return seconds
+
+
+async def _bare_once(bulk: Bulk, client: Client, namespace: str, jobs: int, pods: int) -> float:
+    await _waiting_jobs(bulk, namespace, jobs, pods, managed_by="bench/bare-client")
+    listed = (await client.get(_jobs_path(namespace)))["items"]
+    pool = read_pool(await client.get(f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}"))
+
+    async def one(raw: Json) -> None:
+        job = read_job(raw)
+        status = {"status": {"phase": "Starting", "ready": f"0/{pods}"}}
+        await bulk.patch(f"{_jobs_path(namespace)}/{job.name}/status", status)
+        await bulk.send("POST", f"/api/v1/namespaces/{namespace}/services", service(job))
+        path = f"/api/v1/namespaces/{namespace}/pods"
+        await bulk.all(bulk.send("POST", path, pod(job, 1, index, pool)) for index in range(pods))
+
+    with step(f"a bare client makes {jobs * pods} pods"):
+        began = time.monotonic()
+        await bulk.all(one(raw) for raw in listed)
+        seconds = time.monotonic() - began
+    await crowd.clear(bulk, client, [namespace])
+    return seconds
+
+
+async def _batch(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
+    """Batch/v1 Jobs of the same shape, resumed likewise, at the controller manager's default and raised limits."""
+    for label, flags in (
+        ("default", {}),
+        ("raised", {"concurrent-job-syncs": "50", "kube-api-qps": "1000", "kube-api-burst": "2000"}),
+    ):
+        with _controller_limits(flags):
+            namespace = f"{BATCH}-{label}"
+            await crowd.make_namespace(bulk, namespace)
+            path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+            labels = [f"job-{index:05d}" for index in range(size.jobs)]
+            await bulk.all(
+                bulk.send("POST", path, crowd.batch_job(namespace, name, size.pods)) for name in labels
+            )
+            with step(f"batch/v1 Jobs, {label} limits"):
+                began = time.monotonic()
+                await bulk.all(bulk.patch(f"{path}/{name}", {"spec": {"suspend": False}}) for name in labels)
+                made = 0
+                while made < size.all_pods and time.monotonic() - began < BATCH_SECONDS:
+                    await asyncio.sleep(0.25)
+                    made = await count(client, f"/api/v1/namespaces/{namespace}/pods")
+                seconds = time.monotonic() - began
+            # Where time was up, the rest is reckoned at the rate so far.
+            report.value(
+                f"batch_jobs_{label}_create_seconds",
+                seconds * size.all_pods / max(made, 1),
+                "s",
+                baseline=bare,
+            )
+            report.value(f"batch_jobs_{label}_pods_seen", made, "pods")
+            await crowd.clear(bulk, client, [namespace])
+
+
+async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
+    for namespace in (OPERATOR, COLD):
+        await _waiting_jobs(bulk, namespace, size.jobs, size.pods, resumed=namespace == COLD)
+    batch = next((row.value for row in report.rows if row.name == "batch_jobs_raised_create_seconds"), None)
+
+    await _cold_start(report, bulk, client, size, bare)
+    await _waiting_jobs_settle(client, size)
+    async with operator_process() as operator:
+        await _observed(client, OPERATOR, size)
+        idle = operator.resident_mib()
+        began = time.monotonic()
+        cpu = operator.cpu_seconds()
+        with step(f"the operator makes {size.all_pods} pods"):
+            path = _jobs_path(OPERATOR)
+            resume = {"spec": {"suspend": False}}
+            await bulk.all(bulk.patch(f"{path}/job-{index:05d}", resume) for index in range(size.jobs))
+            await _all_pods(client, OPERATOR, size)
+            seconds = time.monotonic() - began
+        report.value("create_seconds", seconds, "s", baseline=bare)
+        report.value("create_cpu_seconds", operator.cpu_seconds() - cpu, "s")
+        report.value("create_ratio_to_bare_client", seconds / bare, "", "<= 1.3")
+        if batch:
+            report.value("create_ratio_to_job_controller", seconds / batch, "", "<= 1")
+        await _all_running(client, operator, size)
+        await _steady(report, operator, size, idle)
+        await _mass_reclaim(report, bulk, client, operator, size)
+
+
+async def _cold_start(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
+    began = time.monotonic()
+    async with operator_process():
+        with step(f"a cold start with {size.jobs} jobs that wait"):
+            await _all_pods(client, COLD, size)
+            seconds = time.monotonic() - began
+    report.value("cold_start_create_seconds", seconds, "s", baseline=bare)
+    await crowd.clear(bulk, client, [COLD])
+
+
+async def _steady(report: Report, operator: OperatorProcess, size: Size, idle: float) -> None:
+    seconds = 30.0
+    before = operator.cpu_seconds()
+    await asyncio.sleep(seconds)
+    used = operator.cpu_seconds() - before
+    report.value("steady_cpu_percent", 100 * used / seconds, "% of one core", "near 0")
+    resident = operator.resident_mib()
+    report.value("resident_mib", resident, "MiB", "<= 400")
+    report.value("resident_mib_per_1000_pods", (resident - idle) * 1000 / size.all_pods, "MiB")
+
+
+async def _mass_reclaim(
+    report: Report, bulk: Bulk, client: Client, operator: OperatorProcess, size: Size
+) -> None:
+    """Half of the nodes get a notice; until every job that had a pod there has its next attempt's pods."""
+    marked = {f"bench-{index:05d}" for index in range(0, size.nodes, 2)}
+    pods = (await client.get(f"/api/v1/namespaces/{OPERATOR}/pods"))["items"]
+    affected = {
+        each["metadata"]["labels"][names.LABEL_JOB] for each in pods if each["spec"].get("nodeName") in marked
+    }
+    before = await operator.writes()
+    deadline = format_time(time.time() + 600)
+    with step(f"{len(marked)} nodes get a notice, {len(affected)} jobs are affected"):
+        began = time.monotonic()
+        await bulk.all(
+            bulk.patch(f"/api/v1/nodes/{name}", _notice(name, deadline)) for name in sorted(marked)
+        )
+        marking = time.monotonic() - began
+
+        async def recreated() -> bool:
+            fresh: dict[str, int] = {}
+            listed = await client.get(
+                f"/api/v1/namespaces/{OPERATOR}/pods", labelSelector=f"{names.LABEL_ATTEMPT}=2"
+            )
+            for each in listed["items"]:
+                job = each["metadata"]["labels"][names.LABEL_JOB]
+                fresh[job] = fresh.get(job, 0) + 1
+            return all(fresh.get(job, 0) == size.pods for job in affected)
+
+        await crowd.wait_for("every affected job has its next pods", recreated, within=900, every=1)
+        seconds = time.monotonic() - began
+    recovered = len(affected) * size.pods
+    report.value("mass_reclaim_marking_seconds", marking, "s")
+    report.value("mass_reclaim_recreated_seconds", seconds, "s")
+    await _all_running(client, operator, size)
+    writes = await operator.writes() - before
+    report.value("mass_reclaim_writes_per_pod", writes / recovered, "writes", "<= 4")
+    jobs = (await client.get(_jobs_path(OPERATOR)))["items"]
+    wrong = [
+        each["metadata"]["name"]
+        for each in jobs
+        if each["status"].get("disruptions", 0) != int(each["metadata"]["name"] in affected)
+        or each["status"].get("failures", 0)
+    ]
+    report.value("mass_reclaim_jobs_counted_wrongly", len(wrong), "jobs", "= 0")
+
+
+def _notice(name: str, deadline: str) -> Json:
+    now = format_time(time.time())
+    return {
+        "metadata": {
+            "annotations": {
+                names.NOTICE_ID: f"bench-{name}",
+                names.NOTICE_KIND: "reclaim",
+                names.NOTICE_SOURCE: "bench",
+                names.RECLAIM_DEADLINE: deadline,
+                names.NOTICED_AT: now,
+                names.CORDONED_AT: now,
+            }
+        },
+        "spec": {
+            "unschedulable": True,
+            "taints": [
+                {"key": kwok.TAINT, "value": "fake", "effect": "NoSchedule"},
+                {"key": names.TAINT_RECLAIM, "value": "reclaim", "effect": "NoSchedule"},
+            ],
+        },
+    }
+
+
+async def _waiting_jobs(
+    bulk: Bulk, namespace: str, jobs: int, pods: int, *, managed_by: str = "", resumed: bool = False
+) -> None:
+    await crowd.make_namespace(bulk, namespace)
+    labels = [f"job-{index:05d}" for index in range(jobs)]
+    await crowd.make_claims(bulk, namespace, labels)
+    made = [crowd.job(namespace, name, pods) for name in labels]
+    for each in made:
+        if managed_by:
+            each["spec"]["managedBy"] = managed_by
+        each["spec"]["suspend"] = not resumed
+    await bulk.all(bulk.send("POST", _jobs_path(namespace), each) for each in made)
+
+
+async def _waiting_jobs_settle(client: Client, size: Size) -> None:
+    """Claims are bound one after another by the controller manager: wait for the last."""
+
+    async def bound() -> bool:
+        claims = await client.get(f"/api/v1/namespaces/{OPERATOR}/persistentvolumeclaims")
+        return all(each.get("status", {}).get("phase") == "Bound" for each in claims["items"])
+
+    await crowd.wait_for("all claims are bound", bound, within=300, every=2)
+
+
+async def _observed(client: Client, namespace: str, size: Size) -> None:
+    """The operator has seen every job of the namespace and says that it is suspended."""
+
+    async def said() -> bool:
+        jobs = (await client.get(_jobs_path(namespace)))["items"]
+        return sum(1 for each in jobs if each.get("status", {}).get("phase") == "Suspended") == size.jobs
+
+    await crowd.wait_for("every job is known to be suspended", said, within=300, every=1)
+
+
+async def _all_pods(client: Client, namespace: str, size: Size) -> None:
+    async def made() -> bool:
+        return await count(client, f"/api/v1/namespaces/{namespace}/pods") >= size.all_pods
+
+    await crowd.wait_for(f"{size.all_pods} pods in {namespace}", made, within=900, every=0.25)
+
+
+async def _all_running(client: Client, operator: OperatorProcess, size: Size) -> None:
+    """Every job runs, by the operator's own count, and the operator has nothing left to do."""
+
+    async def running() -> bool:
+        there = await operator.metric("spot_operator_jobs", 'phase="Running"')
+        return there == size.jobs and await operator.metric("spot_operator_queue_depth") == 0
+
+    await crowd.wait_for("every job runs", running, within=900, every=1)
+
+
+def _jobs_path(namespace: str) -> str:
+    return f"/apis/spot.training/v1alpha1/namespaces/{namespace}/spottrainingjobs"
+
+
+async def _crowd_away(bulk: Bulk, client: Client) -> None:
+    """What an earlier run may have left, and what this one made."""
+    found = (await client.get("/api/v1/namespaces"))["items"]
+    mine = [each["metadata"]["name"] for each in found if each["metadata"]["name"].startswith("bench-")]
+    await crowd.clear(bulk, client, mine)
+    await bulk.send("DELETE", f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}")
+    await bulk.send("DELETE", f"/api/v1/nodes?labelSelector={crowd.LABEL}%3Dnode")
+
+
+@asynccontextmanager
+async def _installed_operator_away() -> AsyncIterator[None]:
+    """The chart's operator would do the same work, on the same two processors."""
+    away = kubectl(
+        *("-n", install.NAMESPACE, "get", "deployment", "spot-training-operator"),
+        *("--ignore-not-found", "-o", "jsonpath={.spec.replicas}"),
+    )
+    if away:
+        kubectl("-n", install.NAMESPACE, "scale", "deployment", "spot-training-operator", "--replicas=0")
+    try:
+        yield
+    finally:
+        if away:
+            kubectl(
+                "-n", install.NAMESPACE, "scale", "deployment", "spot-training-operator", f"--replicas={away}"
+            )
+
+
+@contextmanager
+def _controller_limits(flags: dict[str, str]) -> Iterator[None]:
+    """The controller manager with other flags, while the context lasts; kubelet restarts it from its manifest."""
+    if not flags:
+        yield
+        return
+    before = docker("exec", layout.CONTROL_PLANE, "cat", MANIFEST)
+    manifest: dict[str, Any] = yaml.safe_load(before)
+    manifest["spec"]["containers"][0]["command"] += [f"--{name}={value}" for name, value in flags.items()]
+    _write_manifest(json.dumps(manifest))
+    try:
+        yield
+    finally:
+        _write_manifest(before)
+
+
+def _write_manifest(text: str) -> None:
+    before = _leader()
+    argv: list[str | Path] = [
+        client_program(),
+        "exec",
+        "-i",
+        layout.CONTROL_PLANE,
+        "sh",
+        "-c",
+        f"cat > {MANIFEST}",
+    ]
+    run(argv, stdin=text)
+    wait_until("another controller manager leads", lambda: _leader() != before, timeout=120, seen=_leader)
+
+
+def _leader() -> str:
+    return kubectl(
+        "-n",
+        "kube-system",
+        "get",
+        "lease",
+        "kube-controller-manager",
+        "-o",
+        "jsonpath={.spec.holderIdentity}",
+    )
