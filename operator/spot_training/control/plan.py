@@ -88,6 +88,7 @@ def _count(draft: Draft) -> None:
             )
     elif end.cls == "NotStarted" and end.reason != "NodeLeft":
         _demote(draft, current.pool, end.reason)
+        ondemand.note_not_started(draft)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
