@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import DECIMAL, Condition, Decimal, LabelMap, Model, Word, rule, rules
+from spot_training.api.model import (
+    DECIMAL,
+    Condition,
+    Decimal,
+    LabelMap,
+    Model,
+    StatusModel,
+    Word,
+    rule,
+    rules,
+)
 
 
 class Toleration(Model):
@@ -77,7 +87,7 @@ class SpotPoolSpec(Model):
     )
 
 
-class NodeCounts(Model):
+class NodeCounts(StatusModel):
     """Nodes of the pool."""
 
     total: int = 0
@@ -85,14 +95,14 @@ class NodeCounts(Model):
     reclaiming: int = 0
 
 
-class GpuCounts(Model):
+class GpuCounts(StatusModel):
     """GPUs on the pool's nodes that can take pods now."""
 
     total: int = 0
     free: int = 0
 
 
-class SpotPoolStatus(Model):
+class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
     observed_generation: int = 0

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+from spot_training.api.model import Condition, Decimal, StatusModel, Text, Time, Word
 
 MAX_TIMELINE = 20
 
@@ -24,7 +24,7 @@ MAX_COST_ATTEMPTS = 10
 MAX_COST_NODES = 16
 
 
-class AttemptNode(Model):
+class AttemptNode(StatusModel):
     """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
 
     From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
@@ -41,7 +41,7 @@ class AttemptNode(Model):
     missed: Time | None = None
 
 
-class Terms(Model):
+class Terms(StatusModel):
     """What holds for the attempt from its opening on, whatever the pool's definition says later.
 
     Prices are a node's for an hour, ``pod_price`` is a pod's at the most. ``budget_seconds``: so long may each of
@@ -56,7 +56,7 @@ class Terms(Model):
     budget_seconds: int | None = None
 
 
-class Stop(Model):
+class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
     ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
@@ -65,12 +65,13 @@ class Stop(Model):
     cause: Word
     cls: EndClass | None = Field(None, alias="class")
     message: Text = ""
+    node: Word | None = None
     at: Time
     deadline: Time | None = None
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
 
 
-class UndecidedExit(Model):
+class UndecidedExit(StatusModel):
     """A non-zero exit that is not judged yet: a peer's node may have died silently."""
 
     index: int
@@ -79,7 +80,7 @@ class UndecidedExit(Model):
     reason: Word = ""
 
 
-class End(Model):
+class End(StatusModel):
     """How the attempt ended."""
 
     cls: EndClass = Field(alias="class")
@@ -88,15 +89,20 @@ class End(Model):
     at: Time
 
 
-class Current(Model):
+class Current(StatusModel):
     """The newest attempt."""
 
     attempt: int
     pool: Word
     opened_at: Time
+    generation: int | None = Field(None, description="The job's generation that its pods are made from.")
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    avoid: Annotated[list[Word], Field(max_length=32)] = Field(
+        [], description="Nodes that its pods keep off, because attempts failed there."
+    )
+    resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
     terms: Terms | None = None
@@ -107,7 +113,7 @@ class Current(Model):
     end: End | None = None
 
 
-class Demotion(Model):
+class Demotion(StatusModel):
     """A pool that is tried last for a while, and why."""
 
     pool: Word
@@ -115,14 +121,14 @@ class Demotion(Model):
     reason: Word
 
 
-class Fallback(Model):
+class Fallback(StatusModel):
     """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
 
     no_spot_since: Time | None = None
     spot_since: Time | None = None
 
 
-class Bill(Model):
+class Bill(StatusModel):
     """What machines cost. Hours are a node's: a pod with half of a node's GPUs uses half an hour in an hour.
 
     ``on_demand_equivalent``: what the same hours would have cost on demand. ``unpriced_hours``: of machines whose
@@ -137,7 +143,7 @@ class Bill(Model):
     unpriced_hours: Decimal | None = None
 
 
-class NodeCost(Model):
+class NodeCost(StatusModel):
     """What a machine of an attempt cost."""
 
     index: int
@@ -147,7 +153,7 @@ class NodeCost(Model):
     spent: Decimal | None = None
 
 
-class AttemptCost(Model):
+class AttemptCost(StatusModel):
     """What an attempt cost, with its first nodes."""
 
     attempt: int
@@ -172,14 +178,25 @@ class Cost(Bill):
     attempts: Annotated[list[AttemptCost], Field(max_length=MAX_COST_ATTEMPTS)] = []
 
 
-class CheckpointStatus(Model):
+class SuspectNode(StatusModel):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
+
+
+class CheckpointStatus(StatusModel):
     """The newest checkpoint that an ended attempt reported."""
 
     step: int
     time: Time | None = None
 
 
-class Interruption(Model):
+class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
     attempt: int
@@ -202,7 +219,7 @@ class Interruption(Model):
     resumed_step: int | None = None
 
 
-class SpotTrainingJobStatus(Model):
+class SpotTrainingJobStatus(StatusModel):
     """The job's state."""
 
     observed_generation: int = 0
@@ -214,8 +231,10 @@ class SpotTrainingJobStatus(Model):
     disruptions: int = 0
     failure_streak: int = 0
     disruption_streak: int = 0
+    start_streak: int = 0
     next_try_at: Time | None = None
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
     completion_time: Time | None = None
     current: Current | None = None

@@ -24,7 +24,19 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
-from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, Terms, World
+from spot_training.control.world import (
+    Claim,
+    Job,
+    Node,
+    Pod,
+    Pool,
+    Refusal,
+    Reservation,
+    Source,
+    Terms,
+    World,
+    template_claim,
+)
 
 Json = Mapping[str, Any]
 
@@ -53,12 +65,15 @@ class Store(Generic[T]):
         self.items: dict[Any, T] = {}
 
     def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
-        """Take in an object; returns its key, what was there and what is there now (None: it is older)."""
+        """Take in an object; returns its key, what was there and what is there now (None: it is nothing new)."""
         key, meta = self.key(raw), raw["metadata"]
         version = int(meta["resourceVersion"])
         known = self._versions.get(key)
         before = self.items.get(key)
         if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
+            return key, before, None
+        if known == (meta["uid"], version):
+            # As in every list that is compared with: reading it again is most of the work.
             return key, before, None
         if known is not None and known[0] != meta["uid"]:
             self._bar(known[0], version)
@@ -210,6 +225,7 @@ class Cache:
         dry_run: Refusal | bool | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
+        refused: bool = False,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -218,6 +234,7 @@ class Cache:
             pools=self.pools.items,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
+            source=self._source(job),
             used=self._used,
             prices=self.prices,
             reservations=self._reservations(job.uid),
@@ -228,6 +245,7 @@ class Cache:
             volumes=self.volumes,
             events=events,
             obstacle=obstacle,
+            refused=refused,
         )
 
     def world_of_pools(self) -> World:
@@ -250,6 +268,22 @@ class Cache:
                 return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
 
+    def _source(self, job: Job) -> Source | None:
+        """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
+        named = job.spec.checkpoint.resume_from
+        if named is None:
+            return None
+        other = self.jobs.items.get((job.namespace, named.job))
+        name = other.claim if other is not None else template_claim(named.job)
+        users = [each.name for each in self._index.holding((job.namespace, name)) if each.uid != job.uid]
+        users += [
+            pod.job
+            for pod in self._by_claim.get((job.namespace, name), {}).values()
+            if pod.job_uid != job.uid
+        ]
+        claim = self.claims.items.get((job.namespace, name))
+        return Source(named.job, other is not None, name, claim, min(users, default=""))
+
     def _reservations(self, but: str) -> tuple[Reservation, ...]:
         """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
         for uid in self._stale:
@@ -267,11 +301,11 @@ class Cache:
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
-        if bound >= job.spec.replicas:
+        if bound >= job.replicas:
             return None
         resource = pool.spec.gpu_resource
         each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.spec.replicas - bound, current.node or "")
+        return Reservation(pool.name, resource, each, job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from typing import TypeVar
 
+from spot_training.api import names
 from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
@@ -50,11 +51,15 @@ class JobIndex:
     def claim_user(self, job: Job) -> Job | None:
         """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
         users = []
-        for other in self._holding.get((job.namespace, job.claim), {}).values():
+        for other in self.holding((job.namespace, job.claim)):
             first = job.status.current is None or _age(other) < _age(job)
             if other.uid != job.uid and (other.open_attempt or first):
                 users.append(other)
         return min(users, key=_age, default=None)
+
+    def holding(self, claim: Key) -> list[Job]:
+        """The live jobs that have opened an attempt on the claim, and so keep it until they have ended."""
+        return list(self._holding.get(claim, {}).values())
 
     def _add(self, job: Job) -> None:
         claim = job.namespace, job.claim
@@ -62,7 +67,7 @@ class JobIndex:
         self._with_claim[claim][job.uid] = job
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
-        if job.finished:
+        if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
             self._holding[claim][job.uid] = job

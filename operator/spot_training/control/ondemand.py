@@ -266,12 +266,12 @@ def ended_by_budget(draft: Draft, pods: dict[int, Pod]) -> bool:
 def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
     current, made = draft.current, terms_of(draft.current)
     refs = {ref.index: ref for ref in current.nodes}
-    missing = any(index not in pods or pods[index].removed for index in range(draft.job.spec.replicas))
+    missing = any(index not in pods or pods[index].removed for index in range(draft.job.replicas))
     if missing and current.started_at is None and _limit(draft.job, draft.world, draft.now) == 0:
         _stop_for_money(draft)
         return
     meters = []
-    for index in range(draft.job.spec.replicas):
+    for index in range(draft.job.replicas):
         ref, pod = refs.get(index), pods.get(index)
         start = moment(ref.start) if ref is not None else None
         limit = pod.budget_seconds if pod is not None else None

@@ -5,7 +5,9 @@ is to be created and deleted follows from the status once it is written (see :mo
 a stale view fails at the write and has done nothing.
 """
 
-from spot_training.api.status import Current, Demotion
+from dataclasses import replace
+
+from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
@@ -13,17 +15,21 @@ from spot_training.control.claims import (
     NEXT_TRY,
     claim_trouble,
     never_on_one_node,
+    resume_trouble,
+    source_of,
 )
 from spot_training.control.draft import Draft, Plan, moment
-from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
+from spot_training.control.policies.avoid import avoided
+from spot_training.control.policies.backoff import delay
 from spot_training.control.policies.placement import choose
+from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import starting
 from spot_training.control.world import Ask, Job, World
 
 RETRY_REFUSED_SECONDS = 60.0
 RETRY_QUOTA_SECONDS = 15.0
 DEMOTED_SECONDS = 600.0
-"""How long a pool on which a gang did not become whole is tried last."""
+"""How long a pool is tried last on which a gang did not become whole, or that took a node from it."""
 
 
 def plan(job: Job, world: World, now: float) -> Plan:
@@ -64,19 +70,15 @@ def _count(draft: Draft) -> None:
         return
     _count_lost(draft)
     spending.close(draft)
+    note_end(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
         _finish(draft, False, end.reason, end.message)
     elif end.cls == "Disruption":
-        streak = 1 if _healthy(draft) else status.disruption_streak + 1
-        draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
-        _retry_after(draft, streak - 1)
-        limit = recovery.max_disruptions
-        if limit is not None and draft.status.disruptions > limit:
-            _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
+        _count_disruption(draft, end)
     elif end.cls == "Failure":
-        streak = 1 if _healthy(draft) else status.failure_streak + 1
+        streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
         _retry_after(draft, streak)
         if draft.status.failures > recovery.max_failures:
@@ -86,13 +88,29 @@ def _count(draft: Draft) -> None:
                 "MaxFailures",
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
-    elif end.cls == "NotStarted" and end.reason != "NodeLeft":
-        _demote(draft, current.pool, end.reason)
-        ondemand.note_not_started(draft)
+    elif end.cls == "NotStarted":
+        _retry_after(draft, unstarted_streak(draft, end.reason))
+        if end.reason == "ProvisionTimeout":
+            _demote(draft, current.pool, end.reason)
+            ondemand.note_not_started(draft)
+        if end.reason == "PodsRefused":
+            # The next try begins with a dry run, as the first one did.
+            draft.condition("TemplateInvalid", True, end.reason, end.message)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
         )
+
+
+def _count_disruption(draft: Draft, end: End) -> None:
+    status, limit = draft.status, draft.job.spec.recovery.max_disruptions
+    streak = 1 if ran_long(draft) else status.disruption_streak + 1
+    draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
+    _retry_after(draft, streak - 1)
+    if end.reason == "Reclaimed":
+        _demote(draft, draft.current.pool, end.reason)
+    if limit is not None and draft.status.disruptions > limit:
+        _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
 
 
 def _count_lost(draft: Draft) -> None:
@@ -109,16 +127,6 @@ def _count_lost(draft: Draft) -> None:
     ):
         return
     draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
-
-
-def _healthy(draft: Draft) -> bool:
-    """Whether the attempt ran long enough, or saved, so that the trouble before it does not count any more."""
-    running, started = moment(draft.current.running_at), moment(draft.current.started_at)
-    told = moment(draft.current.stop.at) if draft.current.stop else None
-    if running is not None and (told or draft.now) - running >= HEALTHY_SECONDS:
-        return True
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    return started is not None and saved is not None and saved > started
 
 
 def _retry_after(draft: Draft, streak: int) -> None:
@@ -167,7 +175,7 @@ def _next(draft: Draft) -> None:
     if due is not None and draft.now < due:
         draft.wake(due)
         last = draft.status.current.end if draft.status.current else None
-        about = f" after {last.reason}" if last else ""
+        about = f" after {last.reason}: {last.message}" if last else ""
         draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
@@ -175,7 +183,7 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = claim_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft)
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
@@ -234,7 +242,13 @@ def _place(draft: Draft) -> None:
     request = ondemand.request(draft, last)
     if draft.asks:
         return
+    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
+    request = replace(request, avoid=frozenset(off))
     choice = choose(request, draft.world)
+    if choice.pool is None and off:
+        # Rather there than nowhere: it may have been the program after all.
+        off = {}
+        choice = choose(replace(request, avoid=frozenset()), draft.world)
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
     if never is not None:
         _blocked_by_claim(draft, *never)
@@ -247,6 +261,7 @@ def _place(draft: Draft) -> None:
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
         draft.condition("CapacityAvailable", False, choice.reason, choice.message)
         return
+    source = source_of(draft.world, job)
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
@@ -256,10 +271,13 @@ def _place(draft: Draft) -> None:
             attempt=number,
             pool=choice.pool,
             opened_at=draft.stamp(),
+            generation=job.generation,
             replicas=job.spec.replicas,
             one_node=request.one_node or None,
             node=choice.node or None,
             terms=terms,
+            avoid=sorted(off),
+            resume_claim=source.claim_name if source else None,
         ),
         next_try_at=None,
         demoted_pools=demoted,
@@ -276,6 +294,7 @@ def _summarize(draft: Draft) -> None:
         return
     current = status.current
     is_open = current is not None and current.end is None
+    replicas = (current.replicas if current and is_open else None) or job.spec.replicas
     ready = sum(1 for pod in draft.pods().values() if pod.running and not pod.removed) if is_open else 0
     interrupted = status.disruptions + status.failures > 0
     running = False
@@ -299,7 +318,7 @@ def _summarize(draft: Draft) -> None:
     if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
         draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
     _note_agents(draft)
-    draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+    draft.set(phase=phase, ready=f"{ready}/{replicas}", observed_generation=job.generation)
 
 
 def _note_agents(draft: Draft) -> None:

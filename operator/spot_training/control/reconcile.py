@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
-from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
+from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
+from spot_training.control.claims import volumes_of
 from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
@@ -59,7 +60,7 @@ class Reconciler:
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
         self._placing = asyncio.Lock()
-        self._obstacles: dict[Hashable, str] = {}
+        self._obstacles: dict[Hashable, Exception] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -86,7 +87,7 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            self._obstacles[job.key] = f"not all could be created: {error}"
+            self._obstacles[job.key] = error
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -105,6 +106,7 @@ class Reconciler:
         return await self._write(job, made), made
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
+        obstacle = self._obstacles.get(job.key)
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -112,7 +114,8 @@ class Reconciler:
                 leases=facts.leases,
                 dry_run=facts.dry_run,
                 events=facts.events,
-                obstacle=self._obstacles.get(job.key, ""),
+                obstacle=f"not all could be created: {obstacle}" if obstacle else "",
+                refused=isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN,
             )
             made = plan(job, world, self.now())
             if not made.asks:
@@ -162,8 +165,7 @@ class Reconciler:
 
     async def _volumes(self, job: Job) -> None:
         """Look up to which nodes the job's volumes can be attached."""
-        world = self._cache.world(job)
-        for name in (each.volume for each in (world.claim,) if each is not None and each.volume):
+        for name in volumes_of(self._cache.world(job), job):
             try:
                 raw = await self._client.get(f"/api/v1/persistentvolumes/{name}")
             except ApiError as error:

@@ -41,12 +41,23 @@ class Job:
     @property
     def claim(self) -> str:
         """Name of the claim that holds the checkpoints."""
-        return self.spec.checkpoint.claim_name or f"{self.name}-checkpoint"
+        return self.spec.checkpoint.claim_name or template_claim(self.name)
+
+    @property
+    def replicas(self) -> int:
+        """Pods of the open attempt, as many as it was opened with; else as many as the next one will have."""
+        current = self.status.current
+        return current.replicas if current and self.open_attempt and current.replicas else self.spec.replicas
 
     @property
     def open_attempt(self) -> bool:
         """Whether an attempt is open: pods of it may run."""
         return self.status.current is not None and self.status.current.end is None
+
+
+def template_claim(job: str) -> str:
+    """Name of the claim that is made from the ``claimTemplate`` of the job of that name."""
+    return f"{job}-checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +75,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How container 0 ended."""
+    """How container 0 ended; ``message``: the runtime's words where it could not even start it."""
 
     code: int
     reason: str
     at: float
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +187,9 @@ Terms = tuple[tuple[Requirement, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound."""
+    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound; ``made_for``:
+    the job from whose claimTemplate it was made, or empty.
+    """
 
     name: str
     uid: str
@@ -184,6 +198,21 @@ class Claim:
     deleting: bool = False
     owner_uids: tuple[str, ...] = ()
     volume: str = ""
+    made_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What ``checkpoint.resumeFrom`` names: the job (``known``: whether it is there), and the claim of its checkpoints.
+
+    ``user``: the live job that uses that claim now, or empty.
+    """
+
+    job: str
+    known: bool
+    claim_name: str
+    claim: Claim | None = None
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +253,8 @@ class World:
     renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
     asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
     attached, as far as looked up; ``events``: by pod UID, what its
-    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed failed.
+    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
+    failed; ``refused``: because a quota or another admission does not let it.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -232,6 +262,7 @@ class World:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
+    source: Source | None = None
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
     prices: Mapping[str, Decimal] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
@@ -242,3 +273,4 @@ class World:
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
+    refused: bool = False

@@ -24,6 +24,7 @@ from spot_training.control.world import (
     Refusal,
     Report,
     Reservation,
+    Source,
     Taint,
     Terms,
     World,
@@ -91,8 +92,9 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle = ""
+        self.obstacle, self.refused = "", False
         self.used: dict[tuple[str, str], int] = {}
         self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()
@@ -110,11 +112,13 @@ class Scene:
             pools=self.pools,
             claim=self.claim,
             claim_user=self.claim_user,
+            source=self.source,
             used=self.used,
             prices=self.prices,
             reservations=self.reservations,
             agents=self.agents,
             obstacle=self.obstacle,
+            refused=self.refused,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.dry_run if Ask.DRY_RUN in asked else None,
@@ -165,7 +169,9 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken and each.ready
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         ]
         on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"

@@ -10,8 +10,8 @@ from spot_training.cluster.client import ApiError, Client
 from spot_training.control import prices
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
+from spot_training.control.main import main
 from spot_training.control.metrics import Metrics
-from spot_training.control.operator import main
 from spot_training.control.prices import PriceFile
 from tests.unit.control.objects import Json, raw_pool
 from tests.unit.control.sim import refused
@@ -149,4 +149,7 @@ async def test_nothing_is_decided_before_it_could_be_read(monkeypatch: pytest.Mo
 def test_a_price_file_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([f"--price-file={text}"])
-    assert f"{text!r} is no ConfigMap: give NAMESPACE/NAME" in capsys.readouterr().err
+    assert (
+        f"{text!r} names no ConfigMap: give its namespace and name, as in spot/prices"
+        in capsys.readouterr().err
+    )
