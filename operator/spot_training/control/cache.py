@@ -225,7 +225,7 @@ class Cache:
         dry_run: Refusal | bool | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
-        refused: bool = False,
+        refused: int = 0,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -296,7 +296,7 @@ class Cache:
         """What a job whose attempt is starting reserves."""
         current = job.status.current
         pool = self.pools.items.get(current.pool) if current else None
-        if current is None or pool is None:
+        if current is None or pool is None or (current.queue and current.admitted_at is None):
             return None
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)

@@ -23,7 +23,7 @@ from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
 from spot_training.control.policies.placement import choose
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
-from spot_training.control.starting import starting
+from spot_training.control.starting import QUEUED, starting
 from spot_training.control.world import Ask, Job, World
 
 RETRY_REFUSED_SECONDS = 60.0
@@ -243,7 +243,20 @@ def _place(draft: Draft) -> None:
     if draft.asks:
         return
     off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
+<<<<<<< HEAD
     request = replace(request, avoid=frozenset(off))
+=======
+    request = Request(
+        job.spec.replicas,
+        job.spec.template.spec,
+        job.spec.pools,
+        last,
+        one_node=one_node,
+        volumes=volumes,
+        avoid=frozenset(off),
+        queued=bool(job.queue),
+    )
+>>>>>>> main
     choice = choose(request, draft.world)
     if choice.pool is None and off:
         # Rather there than nowhere: it may have been the program after all.
@@ -275,7 +288,11 @@ def _place(draft: Draft) -> None:
             replicas=job.spec.replicas,
             one_node=request.one_node or None,
             node=choice.node or None,
+<<<<<<< HEAD
             terms=terms,
+=======
+            queue=job.queue or None,
+>>>>>>> main
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
         ),
@@ -308,8 +325,8 @@ def _summarize(draft: Draft) -> None:
         phase, running = "Running", True
         draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
     else:
-        phase = "Recovering" if interrupted else "Starting"
         reason, said = starting(draft)
+        phase = "Recovering" if interrupted else "Pending" if reason == QUEUED else "Starting"
         behind = f"; {said}" if said else ""
         draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])

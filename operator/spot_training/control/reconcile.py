@@ -60,7 +60,7 @@ class Reconciler:
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
         self._placing = asyncio.Lock()
-        self._obstacles: dict[Hashable, Exception] = {}
+        self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -87,7 +87,7 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            self._obstacles[job.key] = error
+            self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -106,7 +106,7 @@ class Reconciler:
         return await self._write(job, made), made
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
-        obstacle = self._obstacles.get(job.key)
+        attempt, obstacle = self._obstacles.get(job.key, (0, None))
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -115,7 +115,7 @@ class Reconciler:
                 dry_run=facts.dry_run,
                 events=facts.events,
                 obstacle=f"not all could be created: {obstacle}" if obstacle else "",
-                refused=isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN,
+                refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
             )
             made = plan(job, world, self.now())
             if not made.asks:

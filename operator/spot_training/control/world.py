@@ -15,7 +15,7 @@ from spot_training.api.status import SpotTrainingJobStatus
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A SpotTrainingJob."""
+    """A SpotTrainingJob. ``queue`` and ``priority_class``: what its Kueue labels say, or empty."""
 
     namespace: str
     name: str
@@ -25,7 +25,12 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+<<<<<<< HEAD
     labels: Mapping[str, str] = field(default_factory=dict)
+=======
+    queue: str = ""
+    priority_class: str = ""
+>>>>>>> main
     version: str = field(default="", compare=False)
 
     @property
@@ -111,8 +116,12 @@ class Pod:
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+<<<<<<< HEAD
     ended_at: float | None = None
     budget_seconds: int | None = None
+=======
+    gated: bool = False
+>>>>>>> main
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""
@@ -254,7 +263,7 @@ class World:
     asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
     attached, as far as looked up; ``events``: by pod UID, what its
     Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
-    failed; ``refused``: because a quota or another admission does not let it.
+    failed; ``refused``: the attempt of which a quota or another admission lets no more pods be made, or 0.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -273,4 +282,4 @@ class World:
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
-    refused: bool = False
+    refused: int = 0

@@ -31,10 +31,16 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
+<<<<<<< HEAD
     """What a gang needs. ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last
     for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
     ``avoid``: names of nodes to keep off; ``refused``: pools that are not for the job, with a word and a sentence;
     ``ceiling``: nodes that cost more for an hour are not used.
+=======
+    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
+    last for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
+    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed.
+>>>>>>> main
     """
 
     replicas: int
@@ -44,8 +50,12 @@ class Request:
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
+<<<<<<< HEAD
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ceiling: Decimal | None = None
+=======
+    queued: bool = False
+>>>>>>> main
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,7 @@ def choose(request: Request, world: World) -> Choice:
         elif name in request.refused:
             reason, refused[name] = request.refused[name]
         else:
-            why = shortage(request, pool, world)
+            why = None if request.queued else shortage(request, pool, world)
             if why is None:
                 return Choice(name, refused, node=_one_node(request, pool, world))
             refused[name], reason = why, "NoCapacity"
@@ -162,7 +172,7 @@ def _attachable(request: Request, nodes: Iterable[Node]) -> list[Node]:
 
 def _one_node(request: Request, pool: Pool, world: World) -> str:
     """The node for a gang that needs one, in a pool that has one: the fullest on which it fits."""
-    if not request.one_node:
+    if not request.one_node or request.queued:
         return ""
     members = [node for node in world.nodes.values() if belongs(node, pool)]
     nodes = _attachable(request, _usable(request, members, pool, world))
