@@ -243,20 +243,7 @@ def _place(draft: Draft) -> None:
     if draft.asks:
         return
     off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
-<<<<<<< HEAD
     request = replace(request, avoid=frozenset(off))
-=======
-    request = Request(
-        job.spec.replicas,
-        job.spec.template.spec,
-        job.spec.pools,
-        last,
-        one_node=one_node,
-        volumes=volumes,
-        avoid=frozenset(off),
-        queued=bool(job.queue),
-    )
->>>>>>> main
     choice = choose(request, draft.world)
     if choice.pool is None and off:
         # Rather there than nowhere: it may have been the program after all.
@@ -288,11 +275,8 @@ def _place(draft: Draft) -> None:
             replicas=job.spec.replicas,
             one_node=request.one_node or None,
             node=choice.node or None,
-<<<<<<< HEAD
             terms=terms,
-=======
             queue=job.queue or None,
->>>>>>> main
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
         ),

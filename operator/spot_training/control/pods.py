@@ -152,12 +152,8 @@ def pod(
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
     if opened is not None:
-<<<<<<< HEAD
-        confine(spec, opened.node or "", [*opened.avoid, *avoid])
-=======
         kueue.join(metadata, job, opened)
-        confine(spec, opened.node or "", opened.avoid)
->>>>>>> main
+        confine(spec, opened.node or "", [*opened.avoid, *avoid])
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [

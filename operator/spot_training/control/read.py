@@ -42,12 +42,9 @@ def read_job(raw: Json) -> Job:
         spec=SpotTrainingJobSpec.model_validate(raw["spec"]),
         status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
         deleting="deletionTimestamp" in meta,
-<<<<<<< HEAD
         labels=meta.get("labels") or {},
-=======
         queue=(meta.get("labels") or {}).get(kueue.QUEUE, ""),
         priority_class=(meta.get("labels") or {}).get(kueue.PRIORITY, ""),
->>>>>>> main
         version=meta.get("resourceVersion", ""),
     )
 

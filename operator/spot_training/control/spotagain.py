@@ -68,7 +68,9 @@ def _spot_pool(draft: Draft) -> Pool | None:
         for name, pool in draft.world.pools.items()
         if pool.spec.capacity_type == "OnDemand" or name in demoted
     }
-    choice = choose(dataclasses.replace(wanted, refused={**wanted.refused, **elsewhere}), draft.world)
+    # A job that queues would be let in anywhere, to wait there.
+    wanted = dataclasses.replace(wanted, queued=False, refused={**wanted.refused, **elsewhere})
+    choice = choose(wanted, draft.world)
     return draft.world.pools.get(choice.pool) if choice.pool else None
 
 

@@ -25,12 +25,9 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
-<<<<<<< HEAD
     labels: Mapping[str, str] = field(default_factory=dict)
-=======
     queue: str = ""
     priority_class: str = ""
->>>>>>> main
     version: str = field(default="", compare=False)
 
     @property
@@ -116,12 +113,9 @@ class Pod:
     started_at: float | None = None
     running: bool = False
     ended: bool = False
-<<<<<<< HEAD
     ended_at: float | None = None
     budget_seconds: int | None = None
-=======
     gated: bool = False
->>>>>>> main
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""

@@ -31,16 +31,11 @@ REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class Request:
-<<<<<<< HEAD
     """What a gang needs. ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last
     for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
-    ``avoid``: names of nodes to keep off; ``refused``: pools that are not for the job, with a word and a sentence;
-    ``ceiling``: nodes that cost more for an hour are not used.
-=======
-    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
-    last for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
-    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed.
->>>>>>> main
+    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed;
+    ``refused``: pools that are not for the job, with a word and a sentence; ``ceiling``: nodes that cost more for an
+    hour are not used.
     """
 
     replicas: int
@@ -50,12 +45,9 @@ class Request:
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
-<<<<<<< HEAD
+    queued: bool = False
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ceiling: Decimal | None = None
-=======
-    queued: bool = False
->>>>>>> main
 
 
 @dataclass(frozen=True, slots=True)
