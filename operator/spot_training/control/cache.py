@@ -9,6 +9,7 @@ end of a deleted pod is often seen only in its last event.
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
@@ -136,6 +137,8 @@ class Cache:
         """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
         self._index = JobIndex()
         self._reserved = Reserved()
+        self.prices: dict[str, Decimal] = {}
+        """What the price file says of a node's hour, by pool."""
         self._stale: set[str] = set()
         """UIDs of jobs whose reservation is computed anew before it is next asked for."""
 
@@ -233,6 +236,7 @@ class Cache:
             claim_user=self._claim_user(job),
             source=self._source(job),
             used=self._used,
+            prices=self.prices,
             reservations=self._reservations(job.uid),
             agents=self._agents.keys(),
             live=live,
@@ -360,4 +364,4 @@ class Cache:
 
 
 def _tombstone(pod: Pod) -> Pod:
-    return dataclasses.replace(pod, removed=True, running=False)
+    return dataclasses.replace(pod, removed=True, running=False, unseen=not pod.ended)

@@ -265,6 +265,10 @@ class Operator:
             for job in self.cache.with_claim(key):
                 self.jobs.add(job)
 
+    def prices_changed(self) -> None:
+        """What was too dear may not be so any more."""
+        self._wake_waiting()
+
     def _wake_waiting(self) -> None:
         """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
         if not self._waking:

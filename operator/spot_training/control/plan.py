@@ -9,13 +9,11 @@ from dataclasses import replace
 
 from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
-    attachable,
     claim_trouble,
-    needs_one_node,
     never_on_one_node,
     resume_trouble,
     source_of,
@@ -23,7 +21,7 @@ from spot_training.control.claims import (
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.placement import Request, choose
+from spot_training.control.policies.placement import choose
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import QUEUED, starting
 from spot_training.control.world import Ask, Job, World
@@ -44,6 +42,7 @@ def plan(job: Job, world: World, now: float) -> Plan:
         return draft.plan()
     if job.open_attempt:
         observe(draft)
+        spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
@@ -51,6 +50,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
             _next(draft)
         if not draft.asks:
             _summarize(draft)
+    if not draft.asks:
+        ondemand.settle(draft)
+        spending.refresh(draft)
     return draft.plan()
 
 
@@ -67,6 +69,7 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    spending.close(draft)
     note_end(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
@@ -89,6 +92,7 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
+            ondemand.note_not_started(draft)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
@@ -235,20 +239,11 @@ def _place(draft: Draft) -> None:
     for each in demoted:
         draft.wake(moment(each.until))
     last = frozenset(each.pool for each in demoted)
-    volumes, one_node = attachable(draft), needs_one_node(job, draft.world)
+    request = ondemand.request(draft, last)
     if draft.asks:
         return
     off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
-    request = Request(
-        job.spec.replicas,
-        job.spec.template.spec,
-        job.spec.pools,
-        last,
-        one_node=one_node,
-        volumes=volumes,
-        avoid=frozenset(off),
-        queued=bool(job.queue),
-    )
+    request = replace(request, avoid=frozenset(off))
     choice = choose(request, draft.world)
     if choice.pool is None and off:
         # Rather there than nowhere: it may have been the program after all.
@@ -258,6 +253,7 @@ def _place(draft: Draft) -> None:
     if never is not None:
         _blocked_by_claim(draft, *never)
         return
+    ondemand.note_search(draft, request, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -269,6 +265,7 @@ def _place(draft: Draft) -> None:
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
+    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
         current=Current(
             attempt=number,
@@ -276,8 +273,9 @@ def _place(draft: Draft) -> None:
             opened_at=draft.stamp(),
             generation=job.generation,
             replicas=job.spec.replicas,
-            one_node=one_node or None,
+            one_node=request.one_node or None,
             node=choice.node or None,
+            terms=terms,
             queue=job.queue or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
@@ -285,6 +283,7 @@ def _place(draft: Draft) -> None:
         next_try_at=None,
         demoted_pools=demoted,
     )
+    ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
 

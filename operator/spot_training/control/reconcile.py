@@ -129,6 +129,7 @@ class Reconciler:
         written = await self._applier.write_status(job, made.status)
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
         self._metrics.note_write(job.status, made.status)
+        self._metrics.note_charge(job, made.status)
         self._announcer.tell(written, made.stories, self.now())
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)

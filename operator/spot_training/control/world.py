@@ -5,6 +5,7 @@ Times are seconds since the epoch in the API server's clock.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 
 from spot_training.api.job import SpotTrainingJobSpec
@@ -24,6 +25,7 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     queue: str = ""
     priority_class: str = ""
     version: str = field(default="", compare=False)
@@ -85,7 +87,12 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs."""
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs.
+
+    ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
+    ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
+    that was seen of it, and ``unseen``: not its end.
+    """
 
     namespace: str
     name: str
@@ -102,9 +109,12 @@ class Pod:
     deleting: bool = False
     kill_at: float | None = None
     grace: int = 30
+    accepted_at: float | None = None
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+    ended_at: float | None = None
+    budget_seconds: int | None = None
     gated: bool = False
     exit: Exit | None = None
     report: Report | None = None
@@ -112,6 +122,7 @@ class Pod:
     disruption: str = ""
     trouble: str = ""
     removed: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +160,8 @@ class Node:
     capacity: Mapping[str, int] = field(default_factory=dict)
     notice: Notice | None = None
     out_of_service: bool = False
+    price: Decimal | None = None
+    price_trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +251,8 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
+    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``prices``: of a
+    node for an hour, by pool, where the price file says so; ``leases``: last
     renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
     asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
     attached, as far as looked up; ``events``: by pod UID, what its
@@ -253,6 +267,7 @@ class World:
     claim_user: str = ""
     source: Source | None = None
     used: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
     reservations: tuple[Reservation, ...] = ()
     agents: Set[str] = frozenset()
     live: bool = False

@@ -1,6 +1,7 @@
 """What the tests of the planner are written with: jobs, pools, nodes, pods, and a scene in which they act."""
 
 import dataclasses
+from decimal import Decimal
 from typing import Any
 
 from spot_training.api.job import SpotTrainingJobSpec
@@ -95,6 +96,7 @@ class Scene:
         self.agents = {"a1", "a2", "b1", "b2"}
         self.obstacle, self.refused = "", 0
         self.used: dict[tuple[str, str], int] = {}
+        self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
         self.volumes: dict[str, Terms] = {}
@@ -112,6 +114,7 @@ class Scene:
             claim_user=self.claim_user,
             source=self.source,
             used=self.used,
+            prices=self.prices,
             reservations=self.reservations,
             agents=self.agents,
             obstacle=self.obstacle,

@@ -6,22 +6,36 @@ and with the pods of attempts that are opened but not bound yet.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 from spot_training.api.job import PodSpec
 from spot_training.control.policies.affinity import describe, matches, required_terms
 from spot_training.control.policies.fate import belongs
+from spot_training.control.policies.price import dearer_nodes, pool_price
 from spot_training.control.world import Node, Pool, Reservation, Taint, Terms, World
 
 PLACING_EFFECTS = ("NoSchedule", "NoExecute")
 
+REASONS = (
+    "NoCapacity",
+    "BudgetExhausted",
+    "OnDemandLater",
+    "TooDear",
+    "NoPrice",
+    "OnDemandNotAllowed",
+    "PoolNotFound",
+)
+"""Where pools were refused for several reasons: the first of these is the job's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
-    last for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
-    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed.
+    """What a gang needs. ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last
+    for now; ``one_node``: all its pods on one node; ``volumes``: to which nodes its volumes can be attached;
+    ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a queue until there is room, so none is needed;
+    ``refused``: pools that are not for the job, with a word and a sentence; ``ceiling``: nodes that cost more for an
+    hour are not used.
     """
 
     replicas: int
@@ -32,6 +46,8 @@ class Request:
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
     queued: bool = False
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ceiling: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +72,12 @@ def choose(request: Request, world: World) -> Choice:
     """The pool for the gang. Pure: the same request and world give the same choice."""
     refused: dict[str, str] = {}
     reasons: set[str] = set()
-    for name in _order(request, world.pools):
+    for name in _order(request, world):
         pool = world.pools.get(name)
         if pool is None:
             refused[name], reason = "no such SpotPool; create it or mend spec.pools", "PoolNotFound"
-        elif pool.spec.capacity_type == "OnDemand":
-            refused[name], reason = "on-demand, and onDemand.policy is Never", "OnDemandNotAllowed"
+        elif name in request.refused:
+            reason, refused[name] = request.refused[name]
         else:
             why = None if request.queued else shortage(request, pool, world)
             if why is None:
@@ -70,20 +86,31 @@ def choose(request: Request, world: World) -> Choice:
         reasons.add(reason)
     if not refused:
         return Choice(None, {"": "there is no SpotPool with capacityType Spot; create one"}, "PoolNotFound")
-    for reason in ("NoCapacity", "OnDemandNotAllowed", "PoolNotFound"):
+    for reason in REASONS:
         if reason in reasons:
             break
     return Choice(None, refused, reason)
 
 
-def _order(request: Request, pools: Mapping[str, Pool]) -> list[str]:
+def _order(request: Request, world: World) -> list[str]:
+    """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
+
+    def stands_in(name: str) -> bool:
+        return name in world.pools and world.pools[name].spec.capacity_type == "OnDemand"
+
+    def price(pool: Pool) -> Decimal:
+        known = pool_price(pool, world.prices)
+        return Decimal("Infinity") if known is None else known
+
     if request.pools:
         names = list(request.pools)
     else:
-        spot = [pool for pool in pools.values() if pool.spec.capacity_type == "Spot"]
-        spot.sort(key=lambda pool: (Decimal(pool.spec.price_per_node_hour or "Infinity"), pool.name))
-        names = [pool.name for pool in spot]
-    return sorted(names, key=lambda name: name in request.last)
+        # Nobody named the on-demand pools: where they are not allowed, they are not worth a word.
+        unwanted = {name for name, (word, _) in request.refused.items() if word == "OnDemandNotAllowed"}
+        every = [pool for pool in world.pools.values() if pool.name not in unwanted]
+        every.sort(key=lambda pool: (price(pool), pool.name))
+        names = [pool.name for pool in every]
+    return sorted(names, key=lambda name: (name in request.last, stands_in(name)))
 
 
 def shortage(request: Request, pool: Pool, world: World) -> str | None:
@@ -92,7 +119,7 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
     members = [node for node in world.nodes.values() if belongs(node, pool)]
     if not members:
         return "no node matches its nodeSelector"
-    usable = _usable(request, members, pool)
+    usable = _usable(request, members, pool, world)
     if not usable:
         return (
             f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
@@ -124,9 +151,11 @@ def shortage(request: Request, pool: Pool, world: World) -> str | None:
     )
 
 
-def _usable(request: Request, members: Iterable[Node], pool: Pool) -> list[Node]:
+def _usable(request: Request, members: Sequence[Node], pool: Pool, world: World) -> list[Node]:
     terms = required_terms(request.pod.model_extra or {})
-    return [node for node in members if usable_for(request.pod, node, pool) and matches(terms, node)]
+    dear = frozenset(dearer_nodes(members, pool, world.prices, request.ceiling))
+    fit = [node for node in members if usable_for(request.pod, node, pool) and matches(terms, node)]
+    return [node for node in fit if node.name not in dear]
 
 
 def _attachable(request: Request, nodes: Iterable[Node]) -> list[Node]:
@@ -138,7 +167,7 @@ def _one_node(request: Request, pool: Pool, world: World) -> str:
     if not request.one_node or request.queued:
         return ""
     members = [node for node in world.nodes.values() if belongs(node, pool)]
-    nodes = _attachable(request, _usable(request, members, pool))
+    nodes = _attachable(request, _usable(request, members, pool, world))
     free = free_gpus([node for node in nodes if node.name not in request.avoid], pool, world)
     need = gpus_per_pod(request.pod, pool.spec.gpu_resource) * request.replicas
     return min((amount, name) for name, amount in free.items() if amount >= need)[1]
