@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -17,15 +18,17 @@ from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
+from spot_training.control.placer import Placer
 from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import read_terms
+from spot_training.control.policies.placement import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Ask, Job, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 6
-"""A plan asks for a live list, Leases, volumes, a dry run and Events at most, so a seventh round is a defect."""
+MAX_QUESTIONS = 8
+"""A plan asks for a live list, Leases, volumes, a dry run, Events and a pool at most: more rounds are a defect."""
 
 
 @dataclass
@@ -34,7 +37,8 @@ class _Facts:
 
     live: bool = False
     leases: dict[str, float] | None = None
-    dry_run: Refusal | bool | None = None
+    dry_run: Accepted | Refusal | None = None
+    choice: Choice | None = None
     events: dict[str, str] | None = None
 
 
@@ -49,6 +53,7 @@ class Reconciler:
         changed: Callable[[Job | None, Job | None], None],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        look: Callable[[tuple[str, str]], None] = lambda key: None,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -58,7 +63,7 @@ class Reconciler:
         self._clock = clock
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
-        self._placing = asyncio.Lock()
+        self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, str] = {}
 
     def now(self) -> float:
@@ -70,6 +75,7 @@ class Reconciler:
         job = self._cache.jobs.items.get(key)
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
             self._obstacles.pop(key, None)
+            self.placer.forget(cast(tuple[str, str], key))
             return None
         known = job
         try:
@@ -79,6 +85,9 @@ class Reconciler:
                 raise
             await self._refresh(job)
             return 0.05
+        if made.asks:
+            # Too many wait for a decision each; it is looked at again when there is one.
+            return None
         todo = actions(job, self._cache.world(job), self.now())
         if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
             return 0.05
@@ -95,14 +104,20 @@ class Reconciler:
         return max(0.05, made.wake_at - self.now())
 
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
-        """Plan and write. Opening an attempt takes GPUs from the others: one job at a time does that."""
+        """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
         made = await self._plan(job, facts)
-        if _opens(job, made):
-            async with self._placing:
-                made = await self._plan(job, facts)
-                return await self._write(job, made), made
-        return await self._write(job, made), made
+        if made.asks:
+            return job, made
+        if made.request is None:
+            self.placer.forget(job.key)
+        if not _opens(job, made) or facts.choice is None:
+            return await self._write(job, made), made
+        self.placer.opening(job, facts.choice)
+        try:
+            return await self._write(job, made), made
+        finally:
+            self.placer.opened(job)
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         for _ in range(MAX_QUESTIONS):
@@ -111,12 +126,21 @@ class Reconciler:
                 live=facts.live,
                 leases=facts.leases,
                 dry_run=facts.dry_run,
+                choice=facts.choice,
                 events=facts.events,
                 obstacle=self._obstacles.get(job.key, ""),
             )
             made = plan(job, world, self.now())
             if not made.asks:
                 return made
+            if Ask.PLACEMENT in made.asks and made.request is not None:
+                # No other task runs between this decision and what is set aside for it.
+                facts.choice = self.placer.decide(job, made.request)
+                if facts.choice is None:
+                    return made
+                continue
+            # Others may be decided for meanwhile.
+            facts.choice = None
             await self._look_up(job, made.asks, facts)
         raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
 

@@ -6,10 +6,14 @@ Times are seconds since the epoch in the API server's clock.
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
+
+if TYPE_CHECKING:
+    from spot_training.control.policies.placement import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs."""
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request."""
 
     namespace: str
     name: str
@@ -79,7 +83,7 @@ class Pod:
     node: str = ""
     phase: str = "Pending"
     created: float = 0.0
-    gpus: Mapping[str, int] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
     job: str = ""
     claim: str = ""
     job_uid: str = ""
@@ -182,12 +186,46 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """The API server would take pod 0; ``priority``: what it resolves the template's priorityClassName to."""
+
+    priority: int = 0
+
+
+Toleration = tuple[str, str, str, str]
+"""Key, operator, value, effect; empty where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A kind of pod, as placement sees it. ``needs`` by resource; ``volumes``: where its volumes can be attached."""
+
+    needs: tuple[tuple[str, int], ...]
+    selector: tuple[tuple[str, str], ...] = ()
+    affinity: Terms = ()
+    tolerations: tuple[Toleration, ...] = ()
+    volumes: tuple[Terms, ...] = ()
+
+    def __hash__(self) -> int:
+        # Asked for a hundred thousand times in a pass; the rest seldom differs.
+        return hash(self.needs)
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """What decides which nodes take it, apart from room."""
+        return self.selector, self.affinity, self.tolerations, self.volumes
+
+    def need(self, resource: str) -> int:
+        """How much a pod asks of that resource."""
+        return next((amount for name, amount in self.needs if name == resource), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
-    """GPUs that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
+    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
 
     pool: str
-    resource: str
-    gpus_per_pod: int
+    shape: Shape
     pods: int
     node: str = ""
 
@@ -199,6 +237,7 @@ class Ask(Enum):
     LEASES = "the Leases of the gang's nodes"
     DRY_RUN = "a strict dry run of pod 0"
     EVENTS = "the Events of the pods that do not start"
+    PLACEMENT = "which pool takes the next attempt: decided for all jobs that wait, not for one"
     VOLUMES = "the volumes behind the job's claims: to which nodes they can be attached"
 
 
@@ -206,9 +245,9 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
-    renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
-    asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
+    ``pods``: the job's, also those removed lately; ``leases``: last renewal by node name, where asked
+    for; ``agents``: names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked
+    for; ``volumes``: by name, the nodes to which a PersistentVolume can be
     attached, as far as looked up; ``events``: by pod UID, what its
     Events complain of, where asked for; ``obstacle``: why the last try to create what is needed failed.
     """
@@ -218,12 +257,11 @@ class World:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
-    used: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    reservations: tuple[Reservation, ...] = ()
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None
-    dry_run: Refusal | bool | None = None
+    dry_run: Accepted | Refusal | None = None
+    choice: "Choice | None" = None
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
