@@ -118,6 +118,16 @@ def create_exclusively(path: Path, data: bytes) -> bool:
     return True
 
 
+def make_directories(path: Path) -> None:
+    """Make a directory, and what is missing above it, on the disk when this returns. Raises OSError."""
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
+    for directory in reversed(missing):
+        directory.mkdir(exist_ok=True)
+        sync_directory(directory.parent)
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
 def sync_directory(path: Path) -> None:
     """Bring the names in a directory to the disk, where the file system knows how."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

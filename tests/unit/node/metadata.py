@@ -99,3 +99,12 @@ NONSENSE: dict[str, tuple[wire.Answering, str]] = {
     "nothing at all": (wire.raw(b""), ""),
 }
 """What every source must take for *unknown*, by a name for the test; with a part of the reason."""
+
+
+LATE = 0.2
+"""Seconds that a source has for an answer that never becomes whole."""
+
+
+def patience(reason: str) -> float:
+    """Seconds for an answer: short only where it is late by design. Elsewhere a busy machine would make it late."""
+    return LATE if reason == "no whole answer" else 5.0

@@ -9,7 +9,7 @@ import pytest
 from spot_training.node.notice import Nothing, Notice, Notices, Unknown, settle
 from spot_training.node.sources.gcp import LIMITS, PREEMPTED, TERMINATED, Gcp, gcp
 from tests.unit.node import wire
-from tests.unit.node.metadata import HTML, NONSENSE, Service, ok, redirect, service
+from tests.unit.node.metadata import HTML, NONSENSE, Service, ok, patience, redirect, service
 from tests.unit.node.waiting import until
 
 ROOT = "GET /computeMetadata/v1/instance/"
@@ -158,7 +158,7 @@ async def test_nonsense_is_unknown_with_its_reason(server: Server, name: str, ke
     answering, reason = NONSENSE[name]
     server.routes[ROOT + key] = answering
     async with service(serving=server) as cloud:
-        answer = await replace(gcp(cloud.address), answer_seconds=0.2).ask()
+        answer = await replace(gcp(cloud.address), answer_seconds=patience(reason)).ask()
     assert isinstance(answer, Unknown), answer
     assert reason in answer.reason
     assert 0 < len(answer.reason) <= 200
