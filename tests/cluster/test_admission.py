@@ -74,6 +74,26 @@ WRONG_JOBS: list[Row] = [
     ),
     ({"spec.recovery.maxFailures": -1}, "spec.recovery.maxFailures", f"{MINIMUM} 0"),
     ({"spec.recovery.maxDisruptions": -1}, "spec.recovery.maxDisruptions", f"{MINIMUM} 0"),
+    (
+        {"spec.recovery.retryableExitCodes": [0]},
+        "spec.recovery.retryableExitCodes[0]",
+        f"{MINIMUM} 1",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [256]},
+        "spec.recovery.retryableExitCodes[0]",
+        "should be less than or equal to 255",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [3, 3]},
+        "spec.recovery.retryableExitCodes[1]",
+        "Duplicate value: 3",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": list(range(1, 66))},
+        "spec.recovery.retryableExitCodes",
+        "must have at most 64 items",
+    ),
     # Where checkpoints live
     ({CHECKPOINT: ABSENT}, CHECKPOINT, "Required value"),
     ({f"{CHECKPOINT}.mountPath": ABSENT}, f"{CHECKPOINT}.mountPath", "Required value"),
@@ -87,6 +107,16 @@ WRONG_JOBS: list[Row] = [
         {f"{CHECKPOINT}.claimName": "My_Claim"},
         f"{CHECKPOINT}.claimName",
         "must be the name of a PersistentVolumeClaim",
+    ),
+    (
+        {f"{CHECKPOINT}.resumeFrom": {"job": "Old_Job"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "must be the name of a SpotTrainingJob in the same namespace",
+    ),
+    (
+        {"metadata.name": "same", f"{CHECKPOINT}.resumeFrom": {"job": "same"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "a job finds its own checkpoints by itself",
     ),
     (
         {f"{CHECKPOINT}.claimName": ABSENT, f"{CHECKPOINT}.claimTemplate": {**CLAIM, "accessModes": []}},
@@ -146,7 +176,6 @@ WRONG_JOBS: list[Row] = [
     ({"spec.onDemand.afterSeconds": 600}, "spec.onDemand.afterSeconds", LEAVE_OUT),
     ({"spec.onDemand.maxCost": "50.00"}, "spec.onDemand.maxCost", LEAVE_OUT),
     ({"spec.onDemand.maxCost": 50}, "spec.onDemand.maxCost", "must be of type string"),
-    ({f"{CHECKPOINT}.resumeFrom": {"job": "old"}}, f"{CHECKPOINT}.resumeFrom", LEAVE_OUT),
     # Too many
     ({"spec.pools": ["a", "b", "a"]}, "spec.pools[2]", 'Duplicate value: "a"'),
     ({"spec.pools": "spot-a"}, "spec.pools", "must be of type array"),

@@ -180,7 +180,7 @@ STORIES: Final = [
         ],
         "ClaimNotShareable",
         (
-            "is ReadWriteOnce, so all 2 pods must be on one node",
+            "so all 2 pods must be on one node",
             "use a ReadWriteMany claim, or fewer replicas",
         ),
         lambda p: applied(p.job("too-large-for-one-node", replicas=2)),

@@ -76,6 +76,14 @@ class PodTemplate(Model):
 class ResumeFrom(Model):
     """Another job whose checkpoints this one starts from."""
 
+    model_config = rules(
+        rule(
+            "self.job.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "resumeFrom.job: must be the name of a SpotTrainingJob in the same namespace",
+            ".job",
+        )
+    )
+
     job: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
@@ -108,9 +116,6 @@ class Checkpoint(Model):
             "checkpoint: give exactly one of claimName (an existing claim) and claimTemplate (a claim to make)",
         ),
         rule(
-            "!has(self.resumeFrom)", "resumeFrom: not available in this version; leave it out", ".resumeFrom"
-        ),
-        rule(
             "self.mountPath.matches('^/[^:]+$')",
             "mountPath: must be an absolute path such as /mnt/checkpoint, not '/' itself, and without ':'",
             ".mountPath",
@@ -140,7 +145,10 @@ class Checkpoint(Model):
         "recovery need not wait for an unreachable machine. Other: anything else.",
     )
     interval_seconds: Seconds | None = Field(None, description="Seconds between periodic checkpoints.")
-    resume_from: ResumeFrom | None = Field(None, description="Start from another job's checkpoints.")
+    resume_from: ResumeFrom | None = Field(
+        None,
+        description="Start from another job's checkpoints: its claim is mounted read-only, at $SPOT_RESUME_DIR.",
+    )
 
 
 class Backoff(Model):
@@ -166,6 +174,14 @@ class Recovery(Model):
     )
     max_disruptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="How many reclamations, evictions and lost nodes; unlimited when left out."
+    )
+    retryable_exit_codes: Annotated[
+        list[Annotated[int, Field(ge=1, le=255)]],
+        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = Field(
+        [],
+        description="Exit codes of the program that count as disruptions, not as failures: its way to ask for "
+        "another try, as after a communication fault that it cannot mend itself.",
     )
     backoff: Backoff = Backoff()
     node_lost_after_seconds: Seconds = Field(

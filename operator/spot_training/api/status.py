@@ -39,6 +39,7 @@ class Stop(Model):
     cause: Word
     cls: EndClass | None = Field(None, alias="class")
     message: Text = ""
+    node: Word | None = None
     at: Time
     deadline: Time | None = None
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
@@ -68,9 +69,14 @@ class Current(Model):
     attempt: int
     pool: Word
     opened_at: Time
+    generation: int | None = Field(None, description="The job's generation that its pods are made from.")
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    avoid: Annotated[list[Word], Field(max_length=32)] = Field(
+        [], description="Nodes that its pods keep off, because attempts failed there."
+    )
+    resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
@@ -89,6 +95,17 @@ class Demotion(Model):
     avoid: bool = False
     message: Text = ""
     times: int = 1
+
+
+class SuspectNode(Model):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
 
 
 class CheckpointStatus(Model):
@@ -133,6 +150,7 @@ class SpotTrainingJobStatus(Model):
     disruptions: int = 0
     failure_streak: int = 0
     disruption_streak: int = 0
+    start_streak: int = 0
     next_try_at: Time | None = None
     priority: int = Field(
         0, description="Of the template's priorityClassName, as the API server resolves it."
@@ -141,6 +159,7 @@ class SpotTrainingJobStatus(Model):
         [], description="Pools in which the program has got beyond its start."
     )
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
     completion_time: Time | None = None
     current: Current | None = None

@@ -12,9 +12,11 @@ from spot_training.api.status import (
     EndClass,
     UndecidedExit,
 )
+from spot_training.control import conditions
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
+    RETRYABLE,
     Case,
     Judgement,
     classify,
@@ -22,6 +24,7 @@ from spot_training.control.policies.classify import (
     undecided,
 )
 from spot_training.control.policies.fate import Fate
+from spot_training.control.starting import START_TROUBLES
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
 from spot_training.control.world import Ask, Pod
@@ -146,7 +149,8 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
     else:
         _note_ends(draft, pods)
         _note_node_left(draft, pods)
-        _note_provision_timeout(draft)
+        _note_mended(draft)
+        _note_provision_timeout(draft, pods)
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -156,7 +160,9 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     """
     current = draft.current
     fates = fates_of(draft, pods)
+    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes)
     failed: tuple[int, Pod, Judgement] | None = None
+    retried: tuple[int, Pod, Judgement] | None = None
     for index in range(draft.job.spec.replicas):
         if index in current.completed:
             continue
@@ -175,16 +181,21 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
                 "Disruption", "PodGone", f"the pod of rank {index} is gone, and nobody saw its end"
             )
         elif lost or pod.exit is not None or pod.ended or pod.deleting or pod.removed:
-            judgement = classify(Case(pod, False, lost))
+            judgement = classify(Case(pod, False, lost, retryable))
         else:
             continue
         if pod is not None and judgement.cls == "Failure":
             failed = failed or (index, pod, judgement)
             continue
+        if pod is not None and judgement.reason == RETRYABLE:
+            # A rank may ask for another try because its peer has failed: then that is what counts.
+            retried = retried or (index, pod, judgement)
+            continue
         _stop_for(draft, index, pod, judgement)
         return
-    if failed is not None:
-        _stop_for(draft, *failed)
+    first = failed or retried
+    if first is not None:
+        _stop_for(draft, *first)
 
 
 def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -> None:
@@ -205,7 +216,9 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
             type_="Warning",
         )
         return
-    cls: EndClass = "Failure" if judgement.cls == "Failure" else "Disruption"
+    cls: EndClass = "Disruption"
+    if judgement.cls in ("Failure", "NotStarted"):
+        cls = judgement.cls
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
     stop_attempt(draft, judgement.reason, cls, message, node=name)
 
@@ -225,7 +238,21 @@ def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:
     stop_attempt(draft, "NodeLeft", "NotStarted", message)
 
 
-def _note_provision_timeout(draft: Draft) -> None:
+def _note_mended(draft: Draft) -> None:
+    """The user has edited a job whose pods cannot start: the next ones are made from what it says now."""
+    current = draft.current
+    if current.stop is not None or current.started_at or draft.asks or current.generation is None:
+        return
+    if current.generation == draft.job.generation:
+        return
+    known = conditions.find(draft.status.conditions, "Running")
+    if draft.world.obstacle or (known is not None and known.reason in START_TROUBLES):
+        message = "the job was edited while its pods could not start"
+        draft.tell("SpecChanged", f"Attempt {current.attempt} gives its pods back: {message}")
+        stop_attempt(draft, "SpecChanged", "NotStarted", message)
+
+
+def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     opened = moment(current.opened_at)
     if current.running_at is not None or current.stop is not None or opened is None or draft.asks:
@@ -240,7 +267,8 @@ def _note_provision_timeout(draft: Draft) -> None:
     draft.tell(
         "ProvisionTimeout", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning"
     )
-    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message)
+    stuck = next((pod.node for _, pod in sorted(pods.items()) if pod.node and pod.started_at is None), None)
+    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message, node=stuck)
 
 
 def _settle_undecided(draft: Draft) -> None:

@@ -34,8 +34,10 @@ from spot_training.control.world import (
     Refusal,
     Reservation,
     Shape,
+    Source,
     Terms,
     World,
+    template_claim,
 )
 
 Json = Mapping[str, Any]
@@ -235,6 +237,7 @@ class Cache:
             pools=self.pools.items,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
+            source=self._source(job),
             agents=self._agents.keys(),
             live=live,
             leases=leases,
@@ -285,6 +288,22 @@ class Cache:
                 self._interned.clear()
             known = self._shapes[job.uid] = about, self._interned.setdefault(made, made)
         return known[1]
+
+    def _source(self, job: Job) -> Source | None:
+        """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
+        named = job.spec.checkpoint.resume_from
+        if named is None:
+            return None
+        other = self.jobs.items.get((job.namespace, named.job))
+        name = other.claim if other is not None else template_claim(named.job)
+        users = [each.name for each in self._index.holding((job.namespace, name)) if each.uid != job.uid]
+        users += [
+            pod.job
+            for pod in self._by_claim.get((job.namespace, name), {}).values()
+            if pod.job_uid != job.uid
+        ]
+        claim = self.claims.items.get((job.namespace, name))
+        return Source(named.job, other is not None, name, claim, min(users, default=""))
 
     def _freshen(self) -> None:
         for uid in self._stale:

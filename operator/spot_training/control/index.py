@@ -55,11 +55,15 @@ class JobIndex:
     def claim_user(self, job: Job) -> Job | None:
         """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
         users = []
-        for other in self._holding.get((job.namespace, job.claim), {}).values():
+        for other in self.holding((job.namespace, job.claim)):
             first = job.status.current is None or _age(other) < _age(job)
             if other.uid != job.uid and (other.open_attempt or first):
                 users.append(other)
         return min(users, key=_age, default=None)
+
+    def holding(self, claim: Key) -> list[Job]:
+        """The live jobs that have opened an attempt on the claim, and so keep it until they have ended."""
+        return list(self._holding.get(claim, {}).values())
 
     def _add(self, job: Job) -> None:
         claim = job.namespace, job.claim

@@ -11,7 +11,7 @@ from typing import Final, Literal
 from spot_training.api.status import Interruption, SpotTrainingJobStatus
 from spot_training.control.conditions import find
 from spot_training.control.draft import moment
-from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS
+from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS, RETRYABLE
 
 DISRUPTIONS: Final[Set[str]] = frozenset(
     {
@@ -21,11 +21,10 @@ DISRUPTIONS: Final[Set[str]] = frozenset(
         "PodDeleted",
         "PodGone",
         "Preempted",
+        RETRYABLE,
     }
 )
-FAILURES: Final[Set[str]] = frozenset(
-    {"ContainerCannotRun", "DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed", "StartError"}
-)
+FAILURES: Final[Set[str]] = frozenset({"DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed"})
 OTHER: Final = "Other"
 """Runtimes, kubelets and whoever sets DisruptionTarget may bring words of their own; a label takes none of them."""
 

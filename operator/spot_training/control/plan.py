@@ -5,7 +5,7 @@ is to be created and deleted follows from the status once it is written (see :mo
 a stale view fails at the write and has done nothing.
 """
 
-from spot_training.api.status import Current, Demotion
+from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
 from spot_training.control import conditions
 from spot_training.control.attempt import observe, past_deadline
@@ -15,10 +15,14 @@ from spot_training.control.claims import (
     claim_trouble,
     needs_one_node,
     never_on_one_node,
+    resume_trouble,
+    source_of,
 )
 from spot_training.control.draft import Draft, Plan, moment
-from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
+from spot_training.control.policies.avoid import avoided
+from spot_training.control.policies.backoff import delay
 from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS, Request
+from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import starting
 from spot_training.control.suitability import note_proven, unsuited
 from spot_training.control.world import Ask, Job, Refusal, World
@@ -26,7 +30,7 @@ from spot_training.control.world import Ask, Job, Refusal, World
 RETRY_REFUSED_SECONDS = 60.0
 RETRY_QUOTA_SECONDS = 15.0
 DEMOTED_SECONDS = 600.0
-"""How long a pool on which a gang did not become whole is tried last."""
+"""How long a pool is tried last on which a gang did not become whole, or that took a node from it."""
 
 AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 3600.0, 86400.0
 """How long a pool that does not suit the program is not tried at all: first, and at most."""
@@ -65,22 +69,18 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    note_end(draft)
     note_proven(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
         _finish(draft, False, end.reason, end.message)
     elif end.cls == "Disruption":
-        streak = 1 if _healthy(draft) else status.disruption_streak + 1
-        draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
-        _retry_after(draft, streak - 1)
-        limit = recovery.max_disruptions
-        if limit is not None and draft.status.disruptions > limit:
-            _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
+        _count_disruption(draft, end)
     elif (unsuitable := unsuited(draft)) is not None:
         _avoid(draft, current.pool, unsuitable)
     elif end.cls == "Failure":
-        streak = 1 if _healthy(draft) else status.failure_streak + 1
+        streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
         _retry_after(draft, streak)
         if draft.status.failures > recovery.max_failures:
@@ -90,12 +90,25 @@ def _count(draft: Draft) -> None:
                 "MaxFailures",
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
-    elif end.cls == "NotStarted" and end.reason != "NodeLeft":
-        _demote(draft, current.pool, end.reason)
+    elif end.cls == "NotStarted":
+        _retry_after(draft, unstarted_streak(draft, end.reason))
+        if end.reason == "ProvisionTimeout":
+            _demote(draft, current.pool, end.reason)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
         )
+
+
+def _count_disruption(draft: Draft, end: End) -> None:
+    status, limit = draft.status, draft.job.spec.recovery.max_disruptions
+    streak = 1 if ran_long(draft) else status.disruption_streak + 1
+    draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
+    _retry_after(draft, streak - 1)
+    if end.reason == "Reclaimed":
+        _demote(draft, draft.current.pool, end.reason)
+    if limit is not None and draft.status.disruptions > limit:
+        _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
 
 
 def _count_lost(draft: Draft) -> None:
@@ -114,16 +127,6 @@ def _count_lost(draft: Draft) -> None:
     draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
 
 
-def _healthy(draft: Draft) -> bool:
-    """Whether the attempt ran long enough, or saved, so that the trouble before it does not count any more."""
-    running, started = moment(draft.current.running_at), moment(draft.current.started_at)
-    told = moment(draft.current.stop.at) if draft.current.stop else None
-    if running is not None and (told or draft.now) - running >= HEALTHY_SECONDS:
-        return True
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    return started is not None and saved is not None and saved > started
-
-
 def _retry_after(draft: Draft, streak: int) -> None:
     backoff = draft.job.spec.recovery.backoff
     seed = f"{draft.job.uid}/{draft.current.attempt}"
@@ -132,7 +135,7 @@ def _retry_after(draft: Draft, streak: int) -> None:
 
 
 def _demote(draft: Draft, pool: str, reason: str) -> None:
-    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    others = [each for each in draft.status.demoted_pools if each.pool != pool or each.avoid]
     made = Demotion(pool=pool, until=format_time(draft.now + DEMOTED_SECONDS), reason=reason)
     draft.set(demoted_pools=[*others, made][-64:])
 
@@ -182,7 +185,7 @@ def _next(draft: Draft) -> None:
     if due is not None and draft.now < due:
         draft.wake(due)
         last = draft.status.current.end if draft.status.current else None
-        about = f" after {last.reason}" if last else ""
+        about = f" after {last.reason}: {last.message}" if last else ""
         draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
@@ -190,7 +193,7 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = claim_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft)
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
@@ -249,6 +252,7 @@ def _place(draft: Draft) -> None:
     volumes, one_node = attachable(draft), needs_one_node(job, draft.world)
     if draft.asks:
         return
+    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
     request = draft.request = Request(
         job.spec.replicas,
         job.spec.template.spec,
@@ -257,6 +261,7 @@ def _place(draft: Draft) -> None:
         shut,
         one_node=one_node,
         volumes=volumes,
+        avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
     )
     choice = draft.world.choice
@@ -264,6 +269,8 @@ def _place(draft: Draft) -> None:
         draft.asks.add(Ask.PLACEMENT)
         return
     draft.wake(choice.wake_at)
+    if choice.anywhere:
+        off = {}
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
     if never is not None:
         _blocked_by_claim(draft, *never)
@@ -275,6 +282,7 @@ def _place(draft: Draft) -> None:
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
         draft.condition("CapacityAvailable", False, choice.reason, choice.message)
         return
+    source = source_of(draft.world, job)
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     reason = "Provisioning" if choice.provisioned else "PoolChosen"
@@ -284,9 +292,12 @@ def _place(draft: Draft) -> None:
             attempt=number,
             pool=choice.pool,
             opened_at=draft.stamp(),
+            generation=job.generation,
             replicas=job.spec.replicas,
             one_node=one_node or None,
             node=choice.node or None,
+            avoid=sorted(off),
+            resume_claim=source.claim_name if source else None,
         ),
         next_try_at=None,
         demoted_pools=demoted,

@@ -15,6 +15,10 @@ MASTER_PORT: Final = 29500
 """PyTorch's customary port. Every pod has its own address, so gangs cannot clash on it."""
 
 VOLUME: Final = "spot-checkpoint"
+RESUME_VOLUME: Final = "spot-resume"
+
+RESUME_PATH: Final = "/spot-resume"
+"""Where another job's checkpoints are mounted: below no directory that a template is likely to mount."""
 
 STAY: Final = {
     "karpenter.sh/do-not-disrupt": "true",
@@ -121,15 +125,21 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
     if opened is not None:
-        confine(spec, opened.node or "", ())
+        confine(spec, opened.node or "", opened.avoid)
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [
         *(spec.get("volumes") or ()),
         {"name": VOLUME, "persistentVolumeClaim": {"claimName": job.claim}},
     ]
+    source = opened.resume_claim if opened is not None else None
+    if source:
+        volume = {"claimName": source, "readOnly": True}
+        spec["volumes"].append({"name": RESUME_VOLUME, "persistentVolumeClaim": volume})
     resource = pool.spec.gpu_resource if pool else "nvidia.com/gpu"
     ours = _environment(job, attempt, index, grace, gpus_per_pod(template.spec, resource))
+    if source:
+        ours[names.ENV_RESUME_DIR] = RESUME_PATH
     for container in spec["containers"]:
         own = container.get("env") or []
         taken = {each["name"] for each in own}
@@ -138,6 +148,9 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
             *(container.get("volumeMounts") or ()),
             {"name": VOLUME, "mountPath": job.spec.checkpoint.mount_path},
         ]
+        if source:
+            mount = {"name": RESUME_VOLUME, "mountPath": RESUME_PATH, "readOnly": True}
+            container["volumeMounts"].append(mount)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 

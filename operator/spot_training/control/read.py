@@ -10,6 +10,7 @@ from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
 from spot_training.control.pods import VOLUME
+from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
 from spot_training.control.policies.needs import capacity, pod_needs
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
@@ -18,6 +19,7 @@ Json = Mapping[str, Any]
 
 MAX_REPORT_BYTES: Final = 4096
 MAX_EXTRAS: Final = 16
+MAX_START_WORDS: Final = 400
 MAX_STEP: Final = 2**53
 """Every JSON reader keeps whole numbers up to here; the API server would refuse a status with a longer one."""
 
@@ -142,7 +144,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         running="running" in state,
         exit=_exit(ended) if ended else None,
         report=read_report(ended.get("message")),
-        status_reason=status.get("reason") or "",
+        status_reason=_status_reason(status),
         disruption=_disruption(status),
         trouble=_trouble(status),
     )
@@ -157,7 +159,19 @@ def _claim(spec: Json) -> str:
 
 
 def _exit(ended: Json) -> Exit:
-    return Exit(ended.get("exitCode", -1), ended.get("reason") or "", seconds(ended.get("finishedAt")) or 0.0)
+    reason = ended.get("reason") or ""
+    # Else the message is the program's: its report is read from it.
+    said = str(ended.get("message") or "")[:MAX_START_WORDS] if reason in START_ERRORS else ""
+    return Exit(ended.get("exitCode", -1), reason, seconds(ended.get("finishedAt")) or 0.0, said)
+
+
+def _status_reason(status: Json) -> str:
+    """The reason that kubelet gives for the pod's end, or that an init container of it failed."""
+    for each in status.get("initContainerStatuses") or ():
+        ended = (each.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode") and ended.get("reason") not in START_ERRORS:
+            return status.get("reason") or INIT_FAILED
+    return status.get("reason") or ""
 
 
 def _number(text: str | None) -> int:
@@ -168,8 +182,9 @@ def _ended(spec: Json, status: Json) -> bool:
     """Whether no container of the pod can run any more.
 
     All containers terminated is enough, since nothing restarts them; the phase follows a moment later. The phase
-    alone proves nothing: pod garbage collection sets Failed on pods of lost nodes. A pod that was refused by its
-    node has a final phase and no container statuses; it never ran anything.
+    alone proves nothing: pod garbage collection sets Failed on pods of lost nodes, whose containers may have started
+    after the last that was heard of them. A pod that was refused by its node has a final phase and no container
+    statuses; it never ran anything.
     """
     states = [each.get("state") or {} for each in status.get("containerStatuses") or ()]
     if (
@@ -178,6 +193,8 @@ def _ended(spec: Json, status: Json) -> bool:
         and all("terminated" in state for state in states)
     ):
         return True
+    if spec.get("nodeName") and _disruption(status) == "DeletionByPodGC":
+        return False
     states += [each.get("state") or {} for each in status.get("initContainerStatuses") or ()]
     return status.get("phase") in ("Succeeded", "Failed") and not any("running" in state for state in states)
 

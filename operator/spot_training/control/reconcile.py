@@ -14,6 +14,7 @@ from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
 from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
+from spot_training.control.claims import volumes_of
 from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
@@ -185,8 +186,7 @@ class Reconciler:
 
     async def _volumes(self, job: Job) -> None:
         """Look up to which nodes the job's volumes can be attached."""
-        world = self._cache.world(job)
-        for name in (each.volume for each in (world.claim,) if each is not None and each.volume):
+        for name in volumes_of(self._cache.world(job), job):
             try:
                 raw = await self._client.get(f"/api/v1/persistentvolumes/{name}")
             except ApiError as error:

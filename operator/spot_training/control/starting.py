@@ -51,6 +51,8 @@ TROUBLES: Final[Mapping[str, tuple[str, str]]] = {
 }
 """By the first word of what scheduler, kubelet or an Event says: our reason, and what to do."""
 
+START_TROUBLES: Final = frozenset(reason for reason, _ in TROUBLES.values())
+
 
 def starting(draft: Draft) -> tuple[str, str]:
     """The reason for the condition, and a sentence; ``Starting`` and nothing while all is well."""

@@ -88,6 +88,7 @@ def stop_attempt(
             cause=cause,
             cls=cls,
             message=message,
+            node=node,
             at=draft.stamp(),
             deadline=draft.stamp(deadline) if deadline is not None else None,
             notice_ids=(notice_ids or [])[:MAX_NOTICES],

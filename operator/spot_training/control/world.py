@@ -43,12 +43,17 @@ class Job:
     @property
     def claim(self) -> str:
         """Name of the claim that holds the checkpoints."""
-        return self.spec.checkpoint.claim_name or f"{self.name}-checkpoint"
+        return self.spec.checkpoint.claim_name or template_claim(self.name)
 
     @property
     def open_attempt(self) -> bool:
         """Whether an attempt is open: pods of it may run."""
         return self.status.current is not None and self.status.current.end is None
+
+
+def template_claim(job: str) -> str:
+    """Name of the claim that is made from the ``claimTemplate`` of the job of that name."""
+    return f"{job}-checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +71,12 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How container 0 ended."""
+    """How container 0 ended; ``message``: the runtime's words where it could not even start it."""
 
     code: int
     reason: str
     at: float
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +184,20 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What ``checkpoint.resumeFrom`` names: the job (``known``: whether it is there), and the claim of its checkpoints.
+
+    ``user``: the live job that uses that claim now, or empty.
+    """
+
+    job: str
+    known: bool
+    claim_name: str
+    claim: Claim | None = None
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """The API server refused pod 0 in a dry run. ``temporary`` where another moment may differ (quota)."""
 
@@ -257,6 +277,7 @@ class World:
     pools: Mapping[str, Pool] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
+    source: Source | None = None
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None

@@ -28,6 +28,7 @@ from spot_training.control.world import (
     Report,
     Reservation,
     Shape,
+    Source,
     Taint,
     Terms,
     World,
@@ -101,6 +102,7 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
         self.obstacle = ""
         self.used: dict[tuple[str, str], int] = {}
@@ -129,6 +131,7 @@ class Scene:
             pools=self.pools,
             claim=self.claim,
             claim_user=self.claim_user,
+            source=self.source,
             agents=self.agents,
             obstacle=self.obstacle,
             live=Ask.LIVE_PODS in asked,
@@ -185,7 +188,9 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken and each.ready
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         ]
         on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"

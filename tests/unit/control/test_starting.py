@@ -75,6 +75,23 @@ def test_what_never_started_gives_its_pods_back_and_is_no_failure() -> None:
     assert (scene.current.attempt, scene.current.pool, scene.counts) == (2, "b", (0, 0))
 
 
+def test_a_template_that_is_mended_is_tried_at_once() -> None:
+    scene = Scene().run()
+    scene.change(trouble="ImagePullBackOff: no such tag").run()
+    scene.edit().run()
+    assert (scene.stop.cls, scene.stop.cause) == ("NotStarted", "SpecChanged")
+    scene.remove().run()
+    assert (scene.current.attempt, scene.current.pool, scene.current.generation) == (2, "a", 2)
+    assert (scene.counts, scene.status.start_streak) == ((0, 0), 0)
+
+
+def test_an_edit_disturbs_no_attempt_that_runs_or_is_well_on_its_way() -> None:
+    scene = Scene().run()
+    assert scene.edit().run().current.stop is None
+    scene.started()
+    assert scene.edit().run().current.stop is None
+
+
 class Events:
     """An API server that has Events, and counts who asks for them."""
 

@@ -13,7 +13,7 @@ in a pool. Nobody who runs is stopped for a job that waits.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Final
 
@@ -110,8 +110,8 @@ class Choice:
 
     ``pool``: None: it waits. ``refused``: of each pool that was tried why it was not chosen, in the order of trying;
     ``later``: pools that would have come after the chosen one; ``node``: the one node for all pods, where the gang
-    needs one; ``provisioned``: an autoscaler has to make nodes for it; ``wake_at``: when time alone may change
-    the decision.
+    needs one; ``provisioned``: an autoscaler has to make nodes for it; ``anywhere``: also on nodes that it wanted to
+    keep off; ``wake_at``: when time alone may change the decision.
     """
 
     request: Request
@@ -121,6 +121,7 @@ class Choice:
     node: str = ""
     why: str = ""
     provisioned: bool = False
+    anywhere: bool = False
     wake_at: float | None = None
 
     @property
@@ -196,13 +197,25 @@ class _Pass:
         self._on_demand = sorted(name for name in supply.pools if name not in set(self._spot))
 
     def decide(self, job: Waiting) -> Choice:
+        """The decision for the next job in order."""
+        made = self._try(job, job.request.avoid)
+        if made.pool is None and job.request.avoid:
+            # Rather on a node to keep off than nowhere: it may have been the program after all.
+            anywhere = self._try(job, frozenset())
+            if anywhere.pool is not None:
+                return replace(anywhere, anywhere=True)
+        if made.pool is None:
+            self._hold(job, made.refused)
+        return made
+
+    def _try(self, job: Waiting, avoid: frozenset[str]) -> Choice:
         refused: dict[str, Verdict] = {}
         wakes: list[float] = []
         order = self._order(job)
         for place, name in enumerate(order):
-            verdict = self._barred(job.request, name, wakes) or self._short(job, name)
+            verdict = self._barred(job.request, name, wakes) or self._short(job, name, avoid)
             if verdict is None:
-                return self._give(job, name, refused, order[place + 1 :], wakes)
+                return self._give(job, name, refused, order[place + 1 :], wakes, avoid)
             # In the user's order an autoscaled pool's turn is its turn, whatever those after it have.
             if job.request.pools and self._makes(name, verdict):
                 later = dict.fromkeys(order[place + 1 :], "")
@@ -216,7 +229,6 @@ class _Pass:
         if not refused:
             nothing = Verdict("PoolNotFound", "there is no SpotPool with capacityType Spot; create one")
             return Choice(job.request, None, {"": nothing})
-        self._hold(job, refused)
         return Choice(job.request, None, refused, wake_at=min(wakes, default=None))
 
     def _order(self, job: Waiting) -> list[str]:
@@ -280,20 +292,20 @@ class _Pass:
             return Verdict("PriceTooHigh", f"{text}; maxPricePerNodeHour is {request.max_price}")
         return None
 
-    def _short(self, job: Waiting, name: str) -> Verdict | None:
+    def _short(self, job: Waiting, name: str, avoid: frozenset[str]) -> Verdict | None:
         """Why the gang does not fit into the pool now, or None where it does."""
-        slots = self._ledger.slots(name, job.shape, job.request.avoid)
+        slots = self._ledger.slots(name, job.shape, avoid)
         if slots >= job.pods:
             return None
-        if job.request.avoid:
-            return self._shortage(job, name, slots)
+        if avoid:
+            return self._shortage(job, name, slots, avoid)
         memo, changes = (name, job.shape, job.pods), self._ledger.changes[name]
         known = self._shortages.get(memo)
         if known is None or known[0] != changes:
-            known = self._shortages[memo] = changes, self._shortage(job, name, slots)
+            known = self._shortages[memo] = changes, self._shortage(job, name, slots, avoid)
         return known[1]
 
-    def _shortage(self, job: Waiting, name: str, slots: int) -> Verdict:
+    def _shortage(self, job: Waiting, name: str, slots: int, avoid: frozenset[str]) -> Verdict:
         supply = self._supply
         members, fit = supply.members(name), supply.fit(name, job.shape)
         if not members:
@@ -308,9 +320,7 @@ class _Pass:
             where = " and ".join(describe(terms) for terms in job.shape.volumes)
             text = f"to none of its {fit.usable} usable nodes can the job's volumes be attached ({where})"
             return Verdict("NoCapacity", text)
-        if job.request.avoid and all(
-            node in job.request.avoid for node, spot in fit.spots.items() if spot.attaches
-        ):
+        if avoid and all(node in avoid for node in self._fitting(job.shape, name)):
             text = f"its {fit.attachable} usable nodes are avoided for now: attempts failed there"
             return Verdict("NoCapacity", text)
         if self._ledger.holds(name) and self._ledger.slots_unheld(name, job.shape) >= job.pods:
@@ -353,20 +363,26 @@ class _Pass:
         return known[1]
 
     def _give(
-        self, job: Waiting, name: str, refused: dict[str, Verdict], rest: Sequence[str], wakes: list[float]
+        self,
+        job: Waiting,
+        name: str,
+        refused: dict[str, Verdict],
+        rest: Sequence[str],
+        wakes: list[float],
+        avoid: frozenset[str],
     ) -> Choice:
         why, later = "", dict.fromkeys(rest, "")
         if not job.request.pools:
             # All were looked at for their score: say what it was, or why there is none.
             later = {}
             for other in rest:
-                verdict = self._barred(job.request, other, wakes) or self._short(job, other)
+                verdict = self._barred(job.request, other, wakes) or self._short(job, other, avoid)
                 if verdict is not None:
                     refused[other] = verdict
                 else:
                     later[other] = f" (score {self._score(job, other)[1]:.4g})"
             why = f"score {self._score(job, name)[1]:.4g}"
-        laid = self._ledger.take(name, job.shape, job.pods, job.request.avoid)
+        laid = self._ledger.take(name, job.shape, job.pods, avoid)
         node = laid[0] if job.request.one_node and laid else ""
         return Choice(job.request, name, refused, later, node=node, why=why)
 
@@ -375,7 +391,9 @@ class _Pass:
         best: tuple[int, int] | None = None
         chosen = ""
         for place, (name, verdict) in enumerate(refused.items()):
-            if verdict.reason != "NoCapacity" or name in job.request.last or self._ledger.holds(name):
+            if verdict.reason != "NoCapacity" or self._ledger.holds(name):
+                continue
+            if name in job.request.last and not set(refused) <= job.request.last:
                 continue
             if self._supply.fit(name, job.shape).ever < job.pods:
                 continue
