@@ -60,6 +60,8 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
         ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
+        ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),
+        ("operator.replicas=two", "/operator/replicas", "got string, want integer"),
         ("operator.logLevel=loud", "/operator/logLevel", "value must be one of 'debug', 'info'"),
         ("image.repository=", "/image/repository", "minLength: got 0, want 1"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy", "value must be one of 'Always'"),
@@ -296,6 +298,47 @@ def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:
     for namespace, expected in (("kube-node-lease", "yes"), ("kube-system", "no")):
         words = ["auth", "can-i", "-n", namespace, f"--as={OPERATOR}", "get", "leases.coordination.k8s.io"]
         assert kubectl(*words)[1].strip() == expected, namespace
+
+
+def test_the_operator_has_one_lease_of_its_own() -> None:
+    own = f"leases.coordination.k8s.io/{install.RELEASE}"
+    for verb, what, namespace, expected in (
+        ("create", "leases.coordination.k8s.io", install.NAMESPACE, "yes"),
+        ("update", own, install.NAMESPACE, "yes"),
+        ("get", own, install.NAMESPACE, "yes"),
+        ("update", "leases.coordination.k8s.io/another", install.NAMESPACE, "no"),
+        ("delete", own, install.NAMESPACE, "no"),
+        ("list", "leases.coordination.k8s.io", install.NAMESPACE, "no"),
+        ("create", "leases.coordination.k8s.io", "default", "no"),
+        ("update", own, "default", "no"),
+        ("update", own, "kube-system", "no"),
+    ):
+        words = ["auth", "can-i", "-n", namespace, f"--as={OPERATOR}", verb, what]
+        assert kubectl(*words)[1].strip() == expected, words
+
+
+def rendered(kind: str, *words: str) -> list[Json]:
+    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
+    return [each for each in yaml.safe_load_all(text[text.index("---") :]) if each and each["kind"] == kind]
+
+
+def test_replicas_are_apart_and_are_not_drained_together() -> None:
+    (made,) = rendered("Deployment")
+    pod = made["spec"]["template"]["spec"]
+    labels = made["spec"]["selector"]["matchLabels"]
+    assert made["spec"]["replicas"] == 2
+    assert [(it["topologyKey"], it["whenUnsatisfiable"]) for it in pod["topologySpreadConstraints"]] == [
+        ("kubernetes.io/hostname", "ScheduleAnyway"),
+        ("topology.kubernetes.io/zone", "ScheduleAnyway"),
+    ]
+    assert all(it["labelSelector"]["matchLabels"] == labels for it in pod["topologySpreadConstraints"])
+    (budget,) = rendered("PodDisruptionBudget")
+    assert (budget["spec"]["selector"]["matchLabels"], budget["spec"]["maxUnavailable"]) == (labels, 1)
+    # The one that is alone can be drained: a budget would hold up its node for ever.
+    (alone,) = rendered("Deployment", "--set", "operator.replicas=1")
+    assert alone["spec"]["replicas"] == 1
+    assert "topologySpreadConstraints" not in alone["spec"]["template"]["spec"]
+    assert rendered("PodDisruptionBudget", "--set", "operator.replicas=1") == []
 
 
 def test_the_agent_is_on_every_spot_node_and_on_no_other_and_the_operator_on_none() -> None:

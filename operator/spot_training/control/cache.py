@@ -70,12 +70,15 @@ class Store(Generic[T]):
         self.items: dict[Any, T] = {}
 
     def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
-        """Take in an object; returns its key, what was there and what is there now (None: it is older)."""
+        """Take in an object; returns its key, what was there and what is there now (None: it is nothing new)."""
         key, meta = self.key(raw), raw["metadata"]
         version = int(meta["resourceVersion"])
         known = self._versions.get(key)
         before = self.items.get(key)
         if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
+            return key, before, None
+        if known == (meta["uid"], version):
+            # As in every list that is compared with: reading it again is most of the work.
             return key, before, None
         if known is not None and known[0] != meta["uid"]:
             self._bar(known[0], version)

@@ -4,6 +4,8 @@ import asyncio
 import logging
 from typing import Any
 
+import aiohttp
+
 from spot_training.api import names
 from spot_training.api.times import format_micro_time, format_second
 from spot_training.cluster.client import ApiError, Client, core_path
@@ -41,7 +43,7 @@ class Announcer:
             path = core_path(event["metadata"]["namespace"], "events")
             try:
                 await self._client.create(path, event)
-            except (ApiError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 logger.info("event not posted (%s): %s", error, event["message"])
 
     def _event(self, job: Job, story: Story, now: float) -> dict[str, Any]:

@@ -71,6 +71,9 @@ class Metrics:
             registry=registry,
         )
         self._queue_depth = Gauge("spot_operator_queue_depth", "Jobs to be looked at now", registry=registry)
+        self._leader = Gauge(
+            "spot_operator_leader", "1: this replica acts; 0: it stands by", registry=registry
+        )
         self._requests = Counter(
             "spot_operator_api_requests",
             "The operator's own requests to the API server (kopf's watches are not among them), by HTTP method "
@@ -79,10 +82,19 @@ class Metrics:
             registry=registry,
         )
 
-    def follow(self, phases: Callable[[], Iterable[Phase]], queue_depth: Callable[[], int]) -> None:
-        """Ask these at each scrape: the phase of every job, and how many jobs wait to be looked at."""
-        self.registry.register(_Jobs(phases))
+    def follow(
+        self,
+        phases: Callable[[], Iterable[Phase]],
+        queue_depth: Callable[[], int],
+        leading: Callable[[], bool],
+    ) -> None:
+        """Ask these at each scrape: the phase of every job, how many wait to be looked at, whether this one leads.
+
+        Only the leader tells the jobs, so that they can be summed over the replicas.
+        """
+        self.registry.register(_Jobs(lambda: phases() if leading() else ()))
         self._queue_depth.set_function(queue_depth)
+        self._leader.set_function(leading)
 
     def note_request(self, verb: str, code: str) -> None:
         """The API server answered, or did not."""

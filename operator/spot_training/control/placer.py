@@ -101,6 +101,15 @@ class Placer:
         """The write is done, or refused: what it says is in the cache."""
         del self._opening[job.key]
 
+    def rest(self) -> None:
+        """Forget all that wait: somebody else leads."""
+        for kept in (self._waiting, self._choices, self._told, self._unseen):
+            kept.clear()
+        self._decided = (-1, None)
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+
     def wake(self) -> None:
         """Something has changed that may give room: decide soon."""
         if self._due is None and self._waiting and not self._unseen:
