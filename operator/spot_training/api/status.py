@@ -15,19 +15,45 @@ MAX_TIMELINE = 20
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"]
+EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
-``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
+``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
+was used up, or there was room on spot machines again) are not."""
+
+MAX_COST_ATTEMPTS = 10
+MAX_COST_NODES = 16
 
 
 class AttemptNode(Model):
-    """A node that the attempt's pod ran on, with the price at its start."""
+    """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
+
+    From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
+    ``missed``: its pod was found to be gone, its end unseen.
+    """
 
     index: int
     name: Word
     uid: Word
     price: Decimal | None = None
+    gpus: int = 0
     start: Time | None = None
+    end: Time | None = None
+    missed: Time | None = None
+
+
+class Terms(Model):
+    """What holds for the attempt from its opening on, whatever the pool's definition says later.
+
+    Prices are a node's for an hour, ``pod_price`` is a pod's at the most. ``budget_seconds``: so long may each of
+    its pods run, its grace and all, on what is left of ``onDemand.maxCost``.
+    """
+
+    capacity_type: Literal["Spot", "OnDemand"] = "Spot"
+    gpus_per_pod: int = 0
+    price: Decimal | None = None
+    on_demand_price: Decimal | None = None
+    pod_price: Decimal | None = None
+    budget_seconds: int | None = None
 
 
 class Stop(Model):
@@ -79,6 +105,7 @@ class Current(Model):
     resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
+    terms: Terms | None = None
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
@@ -106,6 +133,63 @@ class SuspectNode(Model):
     reason: Word
     at: Time
     avoided_until: Time | None = None
+
+
+class Fallback(Model):
+    """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
+
+    no_spot_since: Time | None = None
+    spot_since: Time | None = None
+
+
+class Bill(Model):
+    """What machines cost. Hours are a node's: a pod with half of a node's GPUs uses half an hour in an hour.
+
+    ``on_demand_equivalent``: what the same hours would have cost on demand. ``unpriced_hours``: of machines whose
+    price nobody said; they are in no sum of money.
+    """
+
+    spot_hours: Decimal = "0"
+    on_demand_hours: Decimal = "0"
+    spent: Decimal = "0"
+    on_demand_spent: Decimal = "0"
+    on_demand_equivalent: Decimal = "0"
+    unpriced_hours: Decimal | None = None
+
+
+class NodeCost(Model):
+    """What a machine of an attempt cost."""
+
+    index: int
+    name: Word
+    price: Decimal | None = None
+    hours: Decimal
+    spent: Decimal | None = None
+
+
+class AttemptCost(Model):
+    """What an attempt cost, with its first nodes."""
+
+    attempt: int
+    pool: Word
+    capacity_type: Literal["Spot", "OnDemand"]
+    hours: Decimal
+    spent: Decimal
+    on_demand_equivalent: Decimal
+    nodes: Annotated[list[NodeCost], Field(max_length=MAX_COST_NODES)] = []
+
+
+class Cost(Bill):
+    """What the job has cost up to ``as_of``; ``ended`` is the part of attempts that are over.
+
+    ``held``: money of ``onDemand.maxCost`` that on-demand machines may have used unseen. ``attempts``: the newest.
+    """
+
+    saved_percent: int | None = None
+    held: Decimal | None = None
+    as_of: Time
+    ended: Bill = Bill()
+    attempts: Annotated[list[AttemptCost], Field(max_length=MAX_COST_ATTEMPTS)] = []
 
 
 class CheckpointStatus(Model):
@@ -166,6 +250,8 @@ class SpotTrainingJobStatus(Model):
     checkpoint: CheckpointStatus | None = None
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
     lost_seconds: int = 0
+    cost: Cost | None = None
+    fallback: Fallback | None = None
     timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []
     conditions: Annotated[
         list[Condition],

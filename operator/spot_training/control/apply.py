@@ -83,8 +83,8 @@ class Applier:
     async def _one(self, job: Job, action: Action) -> None:
         async with self._slots:
             match action:
-                case CreatePod(index=index):
-                    await self._create_pod(job, index)
+                case CreatePod():
+                    await self._create_pod(job, action)
                 case CreateService():
                     await self._create_service(job)
                 case CreateClaim():
@@ -118,14 +118,14 @@ class Applier:
                 # As after deleting a job and making it again: the older one's service is about to go.
                 raise RuntimeError(f"the name of service {job.name} is taken by somebody else's service")
 
-    async def _create_pod(self, job: Job, index: int) -> None:
+    async def _create_pod(self, job: Job, wanted: CreatePod) -> None:
         current = job.status.current
         if current is None:
             return
         pool = self._cache.pools.items.get(current.pool)
         if pool is None:
             raise LookupError(f"SpotPool {current.pool} is gone; the attempt cannot be completed")
-        body = manifests.pod(job, current.attempt, index, pool, current)
+        body = manifests.pod(job, current.attempt, wanted.index, pool, current, wanted.limit, wanted.avoid)
         raw = await self._create(job, "pods", body)
         if raw is None:
             raw = await self._client.get(core_path(job.namespace, "pods", body["metadata"]["name"]))

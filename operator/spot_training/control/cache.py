@@ -9,6 +9,7 @@ end of a deleted pod is often seen only in its last event.
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
@@ -241,6 +242,7 @@ class Cache:
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),
+            prices=self.supply.prices,
             agents=self._agents.keys(),
             live=live,
             leases=leases,
@@ -277,16 +279,27 @@ class Cache:
         self._freshen()
         return self._reserved.jobs_by_pool()
 
+    @property
+    def prices(self) -> Mapping[str, Decimal]:
+        """What the price file says of a node's hour, by pool."""
+        return self.supply.prices
+
+    @prices.setter
+    def prices(self, prices: Mapping[str, Decimal]) -> None:
+        self.supply.put_prices(prices)
+
     def users(self, pool: str) -> list[Job]:
         """Jobs with an open attempt in the pool."""
         return self._index.in_pool(pool)
 
-    def shape_of(self, job: Job, volumes: tuple[Terms, ...] = (), together: int = 1) -> Shape:
+    def shape_of(
+        self, job: Job, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
+    ) -> Shape:
         """The shape of the job's pods, worked out once."""
-        about = (job.generation, volumes, together)
+        about = (job.generation, volumes, together, ceiling)
         known = self._shapes.get(job.uid)
         if known is None or known[0] != about:
-            made = shape_of(job.spec.template.spec, volumes, together)
+            made = shape_of(job.spec.template.spec, volumes, together, ceiling)
             if len(self._interned) > MAX_INTERNED:
                 self._interned.clear()
             known = self._shapes[job.uid] = about, self._interned.setdefault(made, made)
@@ -383,4 +396,4 @@ def _taken(pod: Pod) -> dict[str, int]:
 
 
 def _tombstone(pod: Pod) -> Pod:
-    return dataclasses.replace(pod, removed=True, running=False)
+    return dataclasses.replace(pod, removed=True, running=False, unseen=not pod.ended)

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from spot_training.cluster.client import ApiError, Client
 from spot_training.control.connect import connection
@@ -15,15 +15,24 @@ from spot_training.control.election import Election, LeaderClient
 from spot_training.control.handlers import watch
 from spot_training.control.metrics import Metrics, serving
 from spot_training.control.operator import LISTS, Operator
+from spot_training.control.prices import PriceFile
 
 logger = logging.getLogger(__name__)
 
 _LEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
-async def run(liveness: str | None, metrics_port: int, lease: str) -> None:
-    """Run until told to stop. ``lease``: namespace and name of the Lease, with a slash between."""
-    metrics, server = Metrics(), connection()
+async def run(
+    liveness: str | None,
+    metrics_port: int,
+    lease: str,
+    price_file: tuple[str, str] | None = None,
+    cost_labels: Sequence[str] = (),
+) -> None:
+    """Run until told to stop. ``lease``: namespace and name of the Lease, with a slash between; ``price_file``:
+    namespace and name of a ConfigMap.
+    """
+    metrics, server = Metrics(cost_labels), connection()
     namespace, name = lease.split("/")
     # The container's first process is 1 each time: started again in its pod it need not wait for itself.
     me = f"{socket.gethostname()}_{os.getpid()}"
@@ -44,7 +53,21 @@ async def run(liveness: str | None, metrics_port: int, lease: str) -> None:
 
             async def work() -> None:
                 await operator.listed.wait()
+                prices = None
+                if price_file is not None:
+                    # Read by whoever does not lead, too, with the client that may speak then.
+                    prices = PriceFile(
+                        lone,
+                        operator.cache,
+                        price_file,
+                        operator.announcer,
+                        metrics,
+                        operator.reconciler.now,
+                    )
+                    await prices.first()
                 async with asyncio.TaskGroup() as group:
+                    if prices is not None:
+                        group.create_task(prices.run(operator.prices_changed))
                     group.create_task(operator.follow())
                     group.create_task(election.run(operator.lead))
 
@@ -100,6 +123,17 @@ def _lease(text: str) -> str:
     )
 
 
+def _price_file(text: str) -> tuple[str, str]:
+    namespace, _, name = text.partition("/")
+    if namespace and name and "/" not in name:
+        return namespace, name
+    raise argparse.ArgumentTypeError(f"{text!r} is no ConfigMap: give NAMESPACE/NAME")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def main(argv: list[str]) -> int:
     """``spot-training operator``: reconcile SpotTrainingJobs until told to stop."""
     parser = argparse.ArgumentParser(prog="spot-training operator", description=main.__doc__)
@@ -120,6 +154,19 @@ def main(argv: list[str]) -> int:
         default=os.environ.get("SPOT_LEASE", "spot-training/spot-training-operator"),
         help="NAMESPACE/NAME of the Lease whose holder leads; others stand by (SPOT_LEASE)",
     )
+    parser.add_argument(
+        "--price-file",
+        type=_price_file,
+        default=os.environ.get("SPOT_PRICE_FILE") or None,
+        metavar="NAMESPACE/NAME",
+        help="ConfigMap with prices of node hours by SpotPool (SPOT_PRICE_FILE)",
+    )
+    parser.add_argument(
+        "--cost-labels",
+        type=_words,
+        default=os.environ.get("SPOT_COST_LABELS", ""),
+        help="labels of jobs by which metrics tell costs apart, with commas between (SPOT_COST_LABELS)",
+    )
     parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -127,5 +174,7 @@ def main(argv: list[str]) -> int:
     )
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(options.liveness, options.metrics_port, options.lease))
+    asyncio.run(
+        run(options.liveness, options.metrics_port, options.lease, options.price_file, options.cost_labels)
+    )
     return 0

@@ -280,6 +280,10 @@ class Operator:
         if changed:
             self._wake_claim(key)
 
+    def prices_changed(self) -> None:
+        """What was too dear may not be so any more."""
+        self.placer.wake()
+
     def _wake_claim(self, claim: tuple[str, str]) -> None:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
         for key in self.cache.with_claim(claim):

@@ -7,9 +7,11 @@ From the moment a job is about to write until its answer is in the cache, its GP
 """
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 from spot_training.control.cache import Cache
@@ -23,6 +25,9 @@ FEW: Final = 64
 
 REST: Final = 4.0
 """After a pass comes a rest of so many times its length: deciding takes a fifth of the processor at most."""
+
+LAST: Final = -(1 << 31)
+"""No pod has a lower priority (``metav1`` has it in 32 bits)."""
 
 TELL_AGAIN_SECONDS: Final = 60.0
 """What is free changes all the time; a job that waits for the same reasons as before is told the numbers so often."""
@@ -62,11 +67,8 @@ class Placer:
     def decide(self, job: Job, request: Request) -> Choice | None:
         """What is decided for the job, or None: it will be looked at again when it is."""
         known = self._waiting.get(job.key)
-        if known is None or known.uid != job.uid or known.request != request:
-            shape = self._cache.shape_of(job, request.volumes, request.replicas if request.one_node else 1)
-            self._waiting[job.key] = Waiting(
-                job.key, job.uid, job.created, job.status.priority, request, shape
-            )
+        if known is None or known.uid != job.uid or not known.request.same(request):
+            self._waiting[job.key] = self._made(job, request)
             self._choices.pop(job.key, None)
             self._decided = (-1, None)
         if not self._unseen and len(self._waiting) <= FEW and self._cache.starting_shapes() <= FEW:
@@ -79,6 +81,11 @@ class Placer:
             return None
         self._told[job.key] = choice, self._now()
         return choice
+
+    def probe(self, job: Job, request: Request) -> Choice:
+        """What would be decided for a job that does not wait: it comes after all that do."""
+        last = replace(self._made(job, request), created=math.inf, priority=LAST)
+        return self._place((*self._waiting.values(), last))[job.key]
 
     def forget(self, key: Key) -> None:
         """The job does not wait for a pool, or is gone."""
@@ -134,17 +141,20 @@ class Placer:
 
     def _pass(self) -> None:
         started = time.perf_counter()
-        now = self._now()
-        reservations = [*self._cache.reservations(), *self._opening.values()]
-        made = place(
-            tuple(self._waiting.values()), self._cache.supply, reservations, self._provisioning(), now
-        )
-        self._choices = made
-        wakes = [each.wake_at for each in made.values() if each.wake_at is not None]
+        self._choices = self._place(tuple(self._waiting.values()))
+        wakes = [each.wake_at for each in self._choices.values() if each.wake_at is not None]
         self._decided = self._cache.supply.version, min(wakes, default=None)
         took = time.perf_counter() - started
         if len(self._waiting) > FEW:
             self._rested_at = asyncio.get_running_loop().time() + REST * took
+
+    def _place(self, waiting: tuple[Waiting, ...]) -> dict[Key, Choice]:
+        reservations = (*self._cache.reservations(), *self._opening.values())
+        return place(waiting, self._cache.supply, reservations, self._provisioning(), self._now())
+
+    def _made(self, job: Job, request: Request) -> Waiting:
+        shape = self._cache.shape_of(job, request.volumes, request.together, request.ceiling)
+        return Waiting(job.key, job.uid, job.created, job.status.priority, request, shape)
 
     def _provisioning(self) -> Counter[str]:
         counted = self._cache.provisioning()

@@ -5,15 +5,15 @@ is to be created and deleted follows from the status once it is written (see :mo
 a stale view fails at the write and has done nothing.
 """
 
+from dataclasses import replace
+
 from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
-    attachable,
     claim_trouble,
-    needs_one_node,
     never_on_one_node,
     resume_trouble,
     source_of,
@@ -21,7 +21,7 @@ from spot_training.control.claims import (
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS, Request
+from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import starting
 from spot_training.control.suitability import note_proven, unsuited
@@ -46,6 +46,7 @@ def plan(job: Job, world: World, now: float) -> Plan:
         return draft.plan()
     if job.open_attempt:
         observe(draft)
+        spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
@@ -53,6 +54,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
             _next(draft)
         if not draft.asks:
             _summarize(draft)
+    if not draft.asks:
+        ondemand.settle(draft)
+        spending.refresh(draft)
     return draft.plan()
 
 
@@ -71,6 +75,7 @@ def _count(draft: Draft) -> None:
     _count_lost(draft)
     note_end(draft)
     note_proven(draft)
+    spending.close(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
@@ -248,33 +253,30 @@ def _place(draft: Draft) -> None:
     for each in active:
         draft.wake(moment(each.until))
     last = frozenset(each.pool for each in active if not each.avoid)
-    shut = {each.pool: (moment(each.until) or 0.0, each.message) for each in active if each.avoid}
-    volumes, one_node = attachable(draft), needs_one_node(job, draft.world)
+    shut = {each.pool: _shut(each) for each in active if each.avoid}
+    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
+    wanted = ondemand.request(draft, last)
     if draft.asks:
         return
-    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
-    request = draft.request = Request(
-        job.spec.replicas,
-        job.spec.template.spec,
-        job.spec.pools,
-        last,
-        shut,
-        one_node=one_node,
-        volumes=volumes,
+    request = draft.request = replace(
+        wanted,
+        refused={**wanted.refused, **shut},
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
     )
     choice = draft.world.choice
-    if choice is None or choice.request != request:
+    if choice is None or not choice.request.same(request):
         draft.asks.add(Ask.PLACEMENT)
         return
     draft.wake(choice.wake_at)
+    ondemand.note_search(draft, wanted, choice)
     if choice.anywhere:
         off = {}
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
     if never is not None:
         _blocked_by_claim(draft, *never)
         return
+    ondemand.note_search(draft, request, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -287,6 +289,7 @@ def _place(draft: Draft) -> None:
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     reason = "Provisioning" if choice.provisioned else "PoolChosen"
     draft.condition("CapacityAvailable", True, reason, choice.chosen)
+    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
         current=Current(
             attempt=number,
@@ -294,16 +297,22 @@ def _place(draft: Draft) -> None:
             opened_at=draft.stamp(),
             generation=job.generation,
             replicas=job.spec.replicas,
-            one_node=one_node or None,
+            one_node=request.one_node or None,
             node=choice.node or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
+            terms=terms,
         ),
         next_try_at=None,
         demoted_pools=demoted,
     )
+    ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+
+
+def _shut(demotion: Demotion) -> tuple[str, str]:
+    return "PoolAvoided", f"avoided until {demotion.until}: {demotion.message}"
 
 
 def _remembered(draft: Draft, demotion: Demotion) -> bool:

@@ -13,6 +13,7 @@ from spot_training.control.pods import VOLUME
 from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
 from spot_training.control.policies.needs import capacity, pod_needs
+from spot_training.control.policies.price import read_price
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
 
 Json = Mapping[str, Any]
@@ -41,6 +42,7 @@ def read_job(raw: Json) -> Job:
         spec=SpotTrainingJobSpec.model_validate(raw["spec"]),
         status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
         deleting="deletionTimestamp" in meta,
+        labels=meta.get("labels") or {},
         version=meta.get("resourceVersion", ""),
     )
 
@@ -93,7 +95,16 @@ def read_node(raw: Json) -> Node:
         capacity=capacity(status.get("allocatable") or {}),
         notice=read_notice(taints, meta.get("annotations") or {}, added),
         out_of_service=any(taint.key in GONE_TAINTS for taint in taints),
+        **_node_price((meta.get("annotations") or {}).get(names.PRICE)),
     )
+
+
+def _node_price(text: str | None) -> dict[str, Any]:
+    """The node's own price, or what is wrong with it."""
+    try:
+        return {"price": read_price(text)} if text is not None else {}
+    except ValueError as error:
+        return {"price_trouble": f"{names.PRICE}: {error}"}
 
 
 def read_pod(raw: Json, removed: bool = False) -> Pod:
@@ -139,10 +150,13 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         deleting=deleted_at is not None,
         kill_at=deleted_at,
         grace=spec.get("terminationGracePeriodSeconds") or 30,
+        accepted_at=seconds(status.get("startTime")),
         # Kubelet says 1970 of a container that it could not start at all.
         started_at=seconds(started) or None,
         running="running" in state,
         exit=_exit(ended) if ended else None,
+        ended_at=_last_end(status) if common["ended"] else None,
+        budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
         report=read_report(ended.get("message")),
         status_reason=_status_reason(status),
         disruption=_disruption(status),
@@ -172,6 +186,13 @@ def _status_reason(status: Json) -> str:
         if ended.get("exitCode") and ended.get("reason") not in START_ERRORS:
             return status.get("reason") or INIT_FAILED
     return status.get("reason") or ""
+
+
+def _last_end(status: Json) -> float | None:
+    """When the last of the pod's containers ended, where kubelet knows."""
+    every = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    ends = [(each.get("state") or {}).get("terminated") or {} for each in every]
+    return max((seconds(each.get("finishedAt")) or 0.0 for each in ends), default=0.0) or None
 
 
 def _number(text: str | None) -> int:

@@ -121,6 +121,7 @@ class Reconciler:
             self.placer.opened(job)
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
+        now = self.now()
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -131,18 +132,20 @@ class Reconciler:
                 events=facts.events,
                 obstacle=self._obstacles.get(job.key, ""),
             )
-            made = plan(job, world, self.now())
+            made = plan(job, world, now)
             if not made.asks:
                 return made
-            if Ask.PLACEMENT in made.asks and made.request is not None:
+            if made.request is not None and {Ask.PLACEMENT, Ask.ROOM} & made.asks:
                 # No other task runs between this decision and what is set aside for it.
-                facts.choice = self.placer.decide(job, made.request)
+                decide = self.placer.decide if Ask.PLACEMENT in made.asks else self.placer.probe
+                facts.choice = decide(job, made.request)
                 if facts.choice is None:
                     return made
                 continue
             # Others may be decided for meanwhile.
             facts.choice = None
             await self._look_up(job, made.asks, facts)
+            now = self.now()
         raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
 
     async def _write(self, job: Job, made: Plan) -> Job:
@@ -151,6 +154,7 @@ class Reconciler:
         written = await self._applier.write_status(job, made.status)
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
         self._metrics.note_write(job.status, made.status)
+        self._metrics.note_charge(job, made.status)
         self._announcer.tell(written, made.stories, self.now())
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)

@@ -12,6 +12,7 @@ from typing import Final
 
 from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.fitting import attaches, room, takes
+from spot_training.control.policies.price import node_price, pool_price, too_dear
 from spot_training.control.world import Node, Pool, Shape
 
 MAX_SHAPES: Final = 64
@@ -57,6 +58,8 @@ class Supply:
     def __init__(self) -> None:
         self.pools: dict[str, Pool] = {}
         self.nodes: dict[str, Node] = {}
+        self.prices: Mapping[str, Decimal] = {}
+        """What the price file says of a node's hour, by pool."""
         self.version = 0
         """Counts the changes: what was decided at a version holds while it is the same."""
         self._members: dict[str, dict[str, Node]] = {}
@@ -118,6 +121,14 @@ class Supply:
             for name in mine:
                 self._pools_of[name] = tuple(sorted((*self._pools_of[name], after.name)))
 
+    def put_prices(self, prices: Mapping[str, Decimal]) -> None:
+        """The price file says something else: which nodes are too dear is counted anew."""
+        if prices != self.prices:
+            self.version += 1
+            for fits in self._fits.values():
+                fits.clear()
+        self.prices = prices
+
     def use(self, node: str, needs: Mapping[str, int], sign: int = 1, *, training: bool) -> None:
         """A pod is on the node (sign 1), or is not any more (-1)."""
         for used in (self._used, self._training) if training else (self._used,):
@@ -162,8 +173,7 @@ class Supply:
 
     def price(self, pool: str) -> Decimal | None:
         """Price of one of the pool's nodes for an hour, None where nobody has said."""
-        said = self.pools[pool].spec.price_per_node_hour
-        return Decimal(said) if said is not None else None
+        return pool_price(self.pools[pool], self.prices)
 
     def gpus_per_node(self, pool: str) -> int:
         """GPUs of the pool's largest node, 1 where it has none."""
@@ -192,7 +202,8 @@ class Supply:
         node = self._members[pool].get(name)
         if node is None:
             return None
-        if not takes(node, self.pools[pool], shape):
+        where = self.pools[pool]
+        if not takes(node, where, shape) or too_dear(node_price(node, where, self.prices), shape.ceiling):
             return Spot()
         if not attaches(node, shape):
             return Spot(takes=True)

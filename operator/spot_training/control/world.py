@@ -5,6 +5,7 @@ Times are seconds since the epoch in the API server's clock.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     version: str = field(default="", compare=False)
 
     @property
@@ -81,7 +83,12 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request."""
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request.
+
+    ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
+    ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
+    that was seen of it, and ``unseen``: not its end.
+    """
 
     namespace: str
     name: str
@@ -98,15 +105,19 @@ class Pod:
     deleting: bool = False
     kill_at: float | None = None
     grace: int = 30
+    accepted_at: float | None = None
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+    ended_at: float | None = None
+    budget_seconds: int | None = None
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""
     disruption: str = ""
     trouble: str = ""
     removed: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,8 @@ class Node:
     capacity: Mapping[str, int] = field(default_factory=dict)
     notice: Notice | None = None
     out_of_service: bool = False
+    price: Decimal | None = None
+    price_trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +231,18 @@ Toleration = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A kind of pod, as placement sees it. ``needs`` by resource; ``volumes``: where its volumes can be attached."""
+    """A kind of pod, as placement sees it.
+
+    ``needs`` by resource; ``volumes``: where its volumes can be attached; ``ceiling``: nodes that cost more for an
+    hour are not used.
+    """
 
     needs: tuple[tuple[str, int], ...]
     selector: tuple[tuple[str, str], ...] = ()
     affinity: Terms = ()
     tolerations: tuple[Toleration, ...] = ()
     volumes: tuple[Terms, ...] = ()
+    ceiling: Decimal | None = None
 
     def __hash__(self) -> int:
         # Asked for a hundred thousand times in a pass; the rest seldom differs.
@@ -233,7 +251,7 @@ class Shape:
     @property
     def where(self) -> tuple[object, ...]:
         """What decides which nodes take it, apart from room."""
-        return self.selector, self.affinity, self.tolerations, self.volumes
+        return self.selector, self.affinity, self.tolerations, self.volumes, self.ceiling
 
     def need(self, resource: str) -> int:
         """How much a pod asks of that resource."""
@@ -258,6 +276,7 @@ class Ask(Enum):
     DRY_RUN = "a strict dry run of pod 0"
     EVENTS = "the Events of the pods that do not start"
     PLACEMENT = "which pool takes the next attempt: decided for all jobs that wait, not for one"
+    ROOM = "which pool would take the gang now, beside what it has"
     VOLUMES = "the volumes behind the job's claims: to which nodes they can be attached"
 
 
@@ -265,11 +284,11 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``leases``: last renewal by node name, where asked
-    for; ``agents``: names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked
-    for; ``volumes``: by name, the nodes to which a PersistentVolume can be
-    attached, as far as looked up; ``events``: by pod UID, what its
-    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed failed.
+    ``pods``: the job's, also those removed lately; ``prices``: of a node for an hour, by pool, where the price file
+    says so; ``leases``: last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent;
+    ``dry_run`` and ``choice`` (what placement decided): where asked for; ``volumes``: by name, the nodes to which a
+    PersistentVolume can be attached, as far as looked up; ``events``: by pod UID, what its Events complain of, where
+    asked for; ``obstacle``: why the last try to create what is needed failed.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -278,6 +297,7 @@ class World:
     claim: Claim | None = None
     claim_user: str = ""
     source: Source | None = None
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None

@@ -1,6 +1,7 @@
 """What the tests of the planner are written with: jobs, pools, nodes, pods, and a scene in which they act."""
 
 import dataclasses
+from decimal import Decimal
 from typing import Any
 
 from spot_training.api.job import SpotTrainingJobSpec
@@ -106,6 +107,7 @@ class Scene:
         self.agents = {"a1", "a2", "b1", "b2"}
         self.obstacle = ""
         self.used: dict[tuple[str, str], int] = {}
+        self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
         self.volumes: dict[str, Terms] = {}
@@ -120,7 +122,8 @@ class Scene:
     def choice(self, request: Request) -> Choice:
         """What placement decides for the job where no other waits."""
         supply = Supply.of(self.nodes.values(), self.pools.values(), self.used)
-        shape = shape_of(request.pod, request.volumes, request.replicas if request.one_node else 1)
+        supply.put_prices(self.prices)
+        shape = shape_of(request.pod, request.volumes, request.together, request.ceiling)
         waiting = Waiting(self.job.key, UID, self.job.created, self.status.priority, request, shape)
         return place((waiting,), supply, self.reservations, {}, self.now)[self.job.key]
 
@@ -129,6 +132,7 @@ class Scene:
             pods=tuple(self.pods.values()),
             nodes=self.nodes,
             pools=self.pools,
+            prices=self.prices,
             claim=self.claim,
             claim_user=self.claim_user,
             source=self.source,
@@ -137,7 +141,7 @@ class Scene:
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.accepted() if Ask.DRY_RUN in asked else None,
-            choice=self.choice(request) if request and Ask.PLACEMENT in asked else None,
+            choice=self.choice(request) if request and asked & {Ask.PLACEMENT, Ask.ROOM} else None,
             volumes=self.volumes if Ask.VOLUMES in asked else {},
             events=self.events if Ask.EVENTS in asked else None,
         )
@@ -150,7 +154,7 @@ class Scene:
             made = plan(self.job, self.world(asked, request), self.now)
             if not made.asks:
                 self.asked = sorted({*self.asked, *asked}, key=lambda ask: ask.name)
-                self.asked = [ask for ask in self.asked if ask is not Ask.PLACEMENT]
+                self.asked = [ask for ask in self.asked if ask not in (Ask.PLACEMENT, Ask.ROOM)]
                 assert plan(self.job, self.world(asked, request), self.now) == made
                 return made
             asked |= made.asks

@@ -5,6 +5,7 @@ scheduler has the last word, and a gang that does not become whole gives its pod
 """
 
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Final
 
 from spot_training.api.job import PodSpec
@@ -16,7 +17,9 @@ PLACING_EFFECTS: Final = ("NoSchedule", "NoExecute")
 PODS: Final = "pods"
 
 
-def shape_of(pod: PodSpec, volumes: tuple[Terms, ...] = (), together: int = 1) -> Shape:
+def shape_of(
+    pod: PodSpec, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
+) -> Shape:
     """The shape of a template's pod, or of so many of them that must be on one node."""
     spec = pod.to_json()
     needs = {key: value * together for key, value in {**pod_needs(spec), PODS: 1}.items()}
@@ -26,6 +29,7 @@ def shape_of(pod: PodSpec, volumes: tuple[Terms, ...] = (), together: int = 1) -
         affinity=required_terms(spec),
         tolerations=_tolerations(spec.get("tolerations") or ()),
         volumes=volumes,
+        ceiling=ceiling,
     )
 
 

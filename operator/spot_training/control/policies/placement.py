@@ -41,9 +41,12 @@ LACKS: Final = ("NoCapacity", "HeldForAnother", "GangTooLarge")
 REASONS: Final = (
     "NoCapacity",
     "HeldForAnother",
+    "BudgetExhausted",
+    "OnDemandLater",
     "BreakerOpen",
     "PoolAvoided",
-    "PriceTooHigh",
+    "TooDear",
+    "NoPrice",
     "GangTooLarge",
     "OnDemandNotAllowed",
     "PoolNotFound",
@@ -55,23 +58,33 @@ REASONS: Final = (
 class Request:
     """What a gang needs.
 
-    ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try last for now; ``shut``:
-    by pool, until when and why it is not tried at all; ``one_node``: all its pods on one node; ``volumes``: to which
-    nodes its volumes can be attached; ``avoid``: names of nodes to keep off; ``max_price``: of a node and hour;
-    ``interval``: seconds between its checkpoints; ``on_demand``: whether on-demand pools may stand in.
+    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
+    its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
+    off; ``refused``: pools that are not for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes
+    that cost more for an hour are not used; ``interval``: seconds between its checkpoints.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
-    shut: Mapping[str, tuple[float, str]] = field(default_factory=dict)
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
-    max_price: Decimal | None = None
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ceiling: Decimal | None = None
     interval: int = USUAL_INTERVAL_SECONDS
-    on_demand: bool = False
+
+    def same(self, other: "Request") -> bool:
+        """Whether what is decided for the other holds for this one: sentences may tell of another moment."""
+        words = {name: word for name, (word, _) in self.refused.items()}
+        others = {name: word for name, (word, _) in other.refused.items()}
+        return words == others and replace(self, refused={}) == replace(other, refused={})
+
+    @property
+    def together(self) -> int:
+        """How many of its pods must be on one node."""
+        return self.replicas if self.one_node else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +206,9 @@ class _Pass:
         self._shortages: dict[tuple[str, Shape, int], tuple[int, Verdict]] = {}
         self._frees: dict[tuple[object, ...], tuple[int, tuple[int, int]]] = {}
         self._prices = {name: self._price(name) for name in supply.pools}
-        self._spot = sorted(name for name, pool in supply.pools.items() if pool.spec.capacity_type == "Spot")
-        self._on_demand = sorted(name for name in supply.pools if name not in set(self._spot))
+        self._on_demand = {
+            name for name, pool in supply.pools.items() if pool.spec.capacity_type == "OnDemand"
+        }
 
     def decide(self, job: Waiting) -> Choice:
         """The decision for the next job in order."""
@@ -232,14 +246,19 @@ class _Pass:
         return Choice(job.request, None, refused, wake_at=min(wakes, default=None))
 
     def _order(self, job: Waiting) -> list[str]:
+        """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
         request = job.request
         if request.pools:
             names = list(request.pools)
         else:
-            names = sorted(self._spot, key=lambda name: self._score(job, name))
-            if request.on_demand:
-                names += sorted(self._on_demand, key=lambda name: self._score(job, name))
-        return sorted(names, key=lambda name: name in request.last) if request.last else names
+            # Nobody named the on-demand pools: where they are not allowed, they are not worth a word.
+            refused = request.refused
+            unwanted = {name for name, (word, _) in refused.items() if word == "OnDemandNotAllowed"}
+            every = self._supply.pools.keys() - unwanted if unwanted else self._supply.pools
+            names = sorted(every, key=lambda name: self._score(job, name))
+        if request.last or self._on_demand:
+            names.sort(key=lambda name: (name in request.last, name in self._on_demand))
+        return names
 
     def _score(self, job: Waiting, name: str) -> tuple[bool, float, str]:
         priced, per_gpu = self._prices[name]
@@ -274,22 +293,15 @@ class _Pass:
         pool = self._supply.pools.get(name)
         if pool is None:
             return Verdict("PoolNotFound", "no such SpotPool; create it or mend spec.pools")
-        if pool.spec.capacity_type == "OnDemand" and not request.on_demand:
-            return Verdict("OnDemandNotAllowed", "on-demand, and onDemand.policy is Never")
+        said = request.refused.get(name)
+        if said is not None:
+            return Verdict(*said)
         until = self._breakers[name]
         if until is not None:
             wakes.append(until)
             limit = pool.spec.max_interruptions_per_hour
             text = f"breaker open until {format_second(until)} (more than {limit} interruptions in an hour)"
             return Verdict("BreakerOpen", text)
-        shut = request.shut.get(name)
-        if shut is not None:
-            wakes.append(shut[0])
-            return Verdict("PoolAvoided", f"avoided until {format_second(shut[0])}: {shut[1]}")
-        price = self._supply.price(name)
-        if request.max_price is not None and (price is None or price > request.max_price):
-            text = "has no price" if price is None else f"costs {price} a node and hour"
-            return Verdict("PriceTooHigh", f"{text}; maxPricePerNodeHour is {request.max_price}")
         return None
 
     def _short(self, job: Waiting, name: str, avoid: frozenset[str]) -> Verdict | None:
