@@ -48,6 +48,9 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollSeconds=0", "/agent/pollSeconds", "minimum: got 0, want 0.05"),
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
+        ("operator.priceConfigMap=Prices", "/operator/priceConfigMap", "does not match pattern"),
+        ("operator.costLabels=team", "/operator/costLabels", "got string, want array"),
+        ("operator.costLabels={te am}", "/operator/costLabels/0", "does not match pattern"),
         ("operator.metricsPort=0", "/operator/metricsPort", "minimum: got 0, want 1"),
         ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
         ("agent.providers.acme.enabled=true", "/agent/providers", "additional properties 'acme' not allowed"),
@@ -57,6 +60,12 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
             "additional properties 'socket' not allowed",
         ),
         ("agent.providers.gcp.hostNetwork=1", "/agent/providers/gcp/hostNetwork", "want boolean"),
+        ("agent.providers.aws.endpoint=http://h/latest", "/agent/providers/aws/endpoint", "does not match"),
+        (
+            "agent.providers.eci.endpoint=http://h",
+            "/agent/providers/eci",
+            "additional properties 'endpoint' not allowed",
+        ),
         ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
         ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
@@ -195,11 +204,20 @@ def test_a_clouds_agent_mounts_nothing_and_only_googles_shares_the_hosts_network
     pod = workloads("--set", ",".join(settings))["agent"]["spec"]
     (container,) = pod["containers"]
     assert {"name": "SPOT_PROVIDER", "value": provider} in container["env"]
+    assert "SPOT_METADATA_ENDPOINT" not in {each["name"] for each in container["env"]}
     assert "volumes" not in pod and "volumeMounts" not in container
     assert pod.get("hostNetwork", False) is (provider == "gcp")
     assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
     ]
+
+
+def test_another_endpoint_is_told_to_that_providers_agent() -> None:
+    there = "http://[fd00:ec2::254]:80"
+    aws = "agent.providers.aws"
+    settings = f"agent.providers.eci.enabled=false,{aws}.enabled=true,{aws}.endpoint={there}"
+    (container,) = workloads("--set", settings)["agent"]["spec"]["containers"]
+    assert {"name": "SPOT_METADATA_ENDPOINT", "value": there} in container["env"]
 
 
 @pytest.mark.parametrize(
@@ -292,6 +310,21 @@ def test_nobody_may_do_what_he_need_not(who: str) -> None:
         if said.strip() != expected:
             wrong.append(f"{verb} {resource}/{sub}: {said.strip()}, not {expected} {complaint.strip()}")
     assert not wrong, wrong
+
+
+def test_the_operator_may_get_the_price_file_and_no_other_config_map() -> None:
+    text = helm("template", install.RELEASE, str(install.CHART), "--set", "operator.priceConfigMap=prices")
+    made = [each for each in yaml.safe_load_all(text[text.index("---") :]) if each]
+    (role,) = [
+        each for each in made if each["kind"] == "Role" and each["metadata"]["name"].endswith("-prices")
+    ]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["prices"], "verbs": ["get"]}
+    ]
+    pod = workloads("--set", "operator.priceConfigMap=prices", "--set", "operator.costLabels={team,a.b/c}")
+    env = {each["name"]: each.get("value") for each in pod["operator"]["spec"]["containers"][0]["env"]}
+    assert env["SPOT_PRICE_FILE"] == f"{install.NAMESPACE}/prices"
+    assert env["SPOT_COST_LABELS"] == "team,a.b/c"
 
 
 def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:

@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from tests.cluster.objects import Json, changed, kubectl
-from tests.cluster.scene import Place, applied, events, pods, status, wait_for, wait_opened, wait_reason
+from tests.cluster.scene import (
+    Place,
+    applied,
+    events,
+    patched,
+    pods,
+    status,
+    wait_for,
+    wait_opened,
+    wait_reason,
+)
 from tests.kit import install, volumes
 from tests.kit.kube import get
 from tests.kit.shell import wait_until
@@ -108,6 +118,28 @@ def test_a_finished_job_goes_when_its_time_is_over(finishing: None, retain: str,
         assert "ownerReferences" not in get(claim, "-n", place.namespace)[0]["metadata"]
     else:
         wait_gone(place, claim)
+
+
+def test_retain_takes_effect_when_it_is_changed(place: Place) -> None:
+    applied(gang(place, "retained", "Always"))
+    wait_opened(place.namespace, "retained")
+    claim = "pvc/retained-checkpoint"
+
+    def owners() -> list[str]:
+        return [
+            each["kind"]
+            for each in get(claim, "-n", place.namespace)[0]["metadata"].get("ownerReferences", [])
+        ]
+
+    def change(retain: str, wanted: list[str]) -> None:
+        patched(place.namespace, "stj/retained", {"spec": {"checkpoint": {"retain": retain}}})
+        wait_for(place.namespace, "retained", f"its claim owned by {wanted}", lambda: owners() == wanted)
+
+    change("Never", ["SpotTrainingJob"])
+    change("Always", [])
+    change("Never", ["SpotTrainingJob"])
+    kubectl("-n", place.namespace, "delete", "stj", "retained")
+    wait_gone(place, claim)
 
 
 def test_somebody_elses_job_is_left_alone(place: Place) -> None:

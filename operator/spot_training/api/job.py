@@ -175,11 +175,14 @@ class Recovery(Model):
     max_disruptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="How many reclamations, evictions and lost nodes; unlimited when left out."
     )
-    retryable_exit_codes: Annotated[
-        list[Annotated[int, Field(ge=1, le=255)]],
-        Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
-    ] = Field(
-        [],
+    retryable_exit_codes: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=255)]],
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = Field(
+        None,
         description="Exit codes of the program that count as disruptions, not as failures: its way to ask for "
         "another try, as after a communication fault that it cannot mend itself.",
     )
@@ -250,6 +253,18 @@ class SpotTrainingJobSpec(Model):
             f"!has(self.maxPricePerNodeHour) || self.maxPricePerNodeHour.matches('{DECIMAL}')",
             "maxPricePerNodeHour: must be a decimal number in quotes and without a currency, such as '1.20'",
             ".maxPricePerNodeHour",
+        ),
+        rule(
+            "!has(self.checkpoint.claimTemplate) || !has(oldSelf.checkpoint.claimTemplate) || "
+            "self.checkpoint.claimTemplate == oldSelf.checkpoint.claimTemplate",
+            "claimTemplate: cannot be changed, for its claim is made once; to resize it edit the "
+            "PersistentVolumeClaim itself, to leave it use claimName while the job is suspended",
+            ".checkpoint.claimTemplate",
+        ),
+        rule(
+            "self.managedBy == oldSelf.managedBy",
+            "managedBy: cannot be changed; make the job anew",
+            ".managedBy",
         ),
     )
 

@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import DECIMAL, Condition, Decimal, LabelMap, Model, Time, Word, rule, rules
+from spot_training.api.model import (
+    DECIMAL,
+    Condition,
+    Decimal,
+    LabelMap,
+    Model,
+    StatusModel,
+    Time,
+    Word,
+    rule,
+    rules,
+)
 
 
 class Toleration(Model):
@@ -71,7 +82,7 @@ class SpotPoolSpec(Model):
     )
 
 
-class NodeCounts(Model):
+class NodeCounts(StatusModel):
     """Nodes of the pool."""
 
     total: int = 0
@@ -79,21 +90,21 @@ class NodeCounts(Model):
     reclaiming: int = 0
 
 
-class GpuCounts(Model):
+class GpuCounts(StatusModel):
     """GPUs on the pool's nodes that can take pods now."""
 
     total: int = 0
     free: int = 0
 
 
-class InterruptionCount(Model):
+class InterruptionCount(StatusModel):
     """Interruptions that began within a minute, or, where they are over an hour old, within an hour."""
 
     at: Time
     count: int
 
 
-class Interruptions(Model):
+class Interruptions(StatusModel):
     """How often the pool's nodes are taken.
 
     ``recent`` and what comes after it is the operator's memory: it brings the counts and the rate forward from there.
@@ -113,14 +124,14 @@ class Interruptions(Model):
     as_of: Time | None = None
 
 
-class Users(Model):
+class Users(StatusModel):
     """Jobs with an open attempt in the pool; the first of them by name."""
 
     count: int = 0
     names: Annotated[list[Word], Field(max_length=16)] = []
 
 
-class SpotPoolStatus(Model):
+class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
     observed_generation: int = 0

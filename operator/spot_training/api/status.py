@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+from spot_training.api.model import Condition, Decimal, StatusModel, Text, Time, Word
 
 MAX_TIMELINE = 20
 
@@ -24,7 +24,7 @@ MAX_COST_ATTEMPTS = 10
 MAX_COST_NODES = 16
 
 
-class AttemptNode(Model):
+class AttemptNode(StatusModel):
     """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
 
     From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
@@ -41,7 +41,7 @@ class AttemptNode(Model):
     missed: Time | None = None
 
 
-class Terms(Model):
+class Terms(StatusModel):
     """What holds for the attempt from its opening on, whatever the pool's definition says later.
 
     Prices are a node's for an hour, ``pod_price`` is a pod's at the most. ``budget_seconds``: so long may each of
@@ -56,7 +56,7 @@ class Terms(Model):
     budget_seconds: int | None = None
 
 
-class Stop(Model):
+class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
     ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
@@ -71,7 +71,7 @@ class Stop(Model):
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
 
 
-class UndecidedExit(Model):
+class UndecidedExit(StatusModel):
     """A non-zero exit that is not judged yet: a peer's node may have died silently."""
 
     index: int
@@ -80,7 +80,7 @@ class UndecidedExit(Model):
     reason: Word = ""
 
 
-class End(Model):
+class End(StatusModel):
     """How the attempt ended."""
 
     cls: EndClass = Field(alias="class")
@@ -89,7 +89,7 @@ class End(Model):
     at: Time
 
 
-class Current(Model):
+class Current(StatusModel):
     """The newest attempt."""
 
     attempt: int
@@ -113,7 +113,7 @@ class Current(Model):
     end: End | None = None
 
 
-class Demotion(Model):
+class Demotion(StatusModel):
     """A pool that is tried last for a while, and why; ``avoid``: not tried at all until then."""
 
     pool: Word
@@ -124,25 +124,14 @@ class Demotion(Model):
     times: int = 1
 
 
-class SuspectNode(Model):
-    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
-
-    name: Word
-    uid: Word
-    failures: int
-    reason: Word
-    at: Time
-    avoided_until: Time | None = None
-
-
-class Fallback(Model):
+class Fallback(StatusModel):
     """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
 
     no_spot_since: Time | None = None
     spot_since: Time | None = None
 
 
-class Bill(Model):
+class Bill(StatusModel):
     """What machines cost. Hours are a node's: a pod with half of a node's GPUs uses half an hour in an hour.
 
     ``on_demand_equivalent``: what the same hours would have cost on demand. ``unpriced_hours``: of machines whose
@@ -157,7 +146,7 @@ class Bill(Model):
     unpriced_hours: Decimal | None = None
 
 
-class NodeCost(Model):
+class NodeCost(StatusModel):
     """What a machine of an attempt cost."""
 
     index: int
@@ -167,7 +156,7 @@ class NodeCost(Model):
     spent: Decimal | None = None
 
 
-class AttemptCost(Model):
+class AttemptCost(StatusModel):
     """What an attempt cost, with its first nodes."""
 
     attempt: int
@@ -192,14 +181,25 @@ class Cost(Bill):
     attempts: Annotated[list[AttemptCost], Field(max_length=MAX_COST_ATTEMPTS)] = []
 
 
-class CheckpointStatus(Model):
+class SuspectNode(StatusModel):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
+
+
+class CheckpointStatus(StatusModel):
     """The newest checkpoint that an ended attempt reported."""
 
     step: int
     time: Time | None = None
 
 
-class Interruption(Model):
+class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
     attempt: int
@@ -222,7 +222,7 @@ class Interruption(Model):
     resumed_step: int | None = None
 
 
-class SpotTrainingJobStatus(Model):
+class SpotTrainingJobStatus(StatusModel):
     """The job's state."""
 
     observed_generation: int = 0

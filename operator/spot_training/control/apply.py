@@ -16,6 +16,7 @@ from spot_training.control.act import (
     CreateService,
     DeleteJob,
     DeletePod,
+    DisownClaim,
     OwnClaim,
 )
 from spot_training.control.cache import Cache
@@ -92,9 +93,10 @@ class Applier:
                     if raw is not None:
                         self._cache.claims.put(raw)
                 case OwnClaim(name=name):
-                    body = {"metadata": {"ownerReferences": [manifests.owner(job)]}}
-                    path = core_path(job.namespace, "persistentvolumeclaims", name)
-                    self._cache.claims.put(await self._client.patch(path, body))
+                    await self._patch_claim(job, name, {"ownerReferences": [manifests.owner(job)]})
+                case DisownClaim(name=name, uid=uid):
+                    # With another UID it is refused: then it is not the claim that was seen.
+                    await self._patch_claim(job, name, {"uid": uid, "ownerReferences": None})
                 case DeletePod(name=name, uid=uid, grace=grace):
                     await self._delete_pod(job, name, uid, grace)
                 case DeleteJob():
@@ -108,6 +110,10 @@ class Applier:
             if error.code != CONFLICT:
                 raise
             return None
+
+    async def _patch_claim(self, job: Job, name: str, metadata: Json) -> None:
+        path = core_path(job.namespace, "persistentvolumeclaims", name)
+        self._cache.claims.put(await self._client.patch(path, {"metadata": metadata}))
 
     async def _create_service(self, job: Job) -> None:
         body = manifests.service(job)

@@ -60,9 +60,7 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     known = {ref.index for ref in current.nodes}
     bound = [pod for pod in pods.values() if pod.node and pod.index not in known]
-    if not bound or not (
-        len(bound) + len(known) == draft.job.spec.replicas or current.started_at or current.stop
-    ):
+    if not bound or not (len(bound) + len(known) == draft.job.replicas or current.started_at or current.stop):
         return
     made = [
         AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
@@ -82,7 +80,7 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
         if draft.status.start_time is None:
             draft.set(start_time=draft.stamp(min(starts)))
     going = sum(1 for pod in pods.values() if pod.started_at is not None)
-    if going == draft.job.spec.replicas and current.running_at is None and current.stop is None:
+    if going == draft.job.replicas and current.running_at is None and current.stop is None:
         draft.set_current(running_at=draft.stamp(max(starts)))
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
         draft.tell("Running", f"Attempt {current.attempt} runs on {where} (pool {current.pool})")
@@ -138,13 +136,17 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
         stop_for_notices(draft, notices)
     elif draft.job.spec.suspend:
         stop_attempt(draft, "Suspended", "Suspended", "spec.suspend is true")
+    elif draft.job.replicas != draft.job.spec.replicas:
+        # The user suspended, edited and resumed the job before anybody saw it suspended.
+        message = f"spec.replicas is {draft.job.spec.replicas}, and the attempt has {draft.job.replicas} pods"
+        stop_attempt(draft, "Resized", "Suspended", message)
     elif past_deadline(draft):
         stop_attempt(
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
-    else:
-        if not ondemand.ended_by_budget(draft, pods):
-            _note_ends(draft, pods)
+    elif not ondemand.ended_by_budget(draft, pods):
+        _note_ends(draft, pods)
+        _note_refused(draft)
         _note_node_left(draft, pods)
         _note_mended(draft)
         _note_provision_timeout(draft, pods)
@@ -159,10 +161,10 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     """
     current = draft.current
     fates = fates_of(draft, pods)
-    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes)
+    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes or ())
     failed: tuple[int, Pod, Judgement] | None = None
     retried: tuple[int, Pod, Judgement] | None = None
-    for index in range(draft.job.spec.replicas):
+    for index in range(draft.job.replicas):
         if index in current.completed:
             continue
         pod, fate = pods.get(index), fates.get(index)
@@ -222,11 +224,20 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
     stop_attempt(draft, judgement.reason, cls, message, node=name)
 
 
+def _note_refused(draft: Draft) -> None:
+    """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
+    current = draft.current
+    if current.stop is not None or current.started_at or draft.asks or not draft.world.refused:
+        return
+    draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
+    stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)
+
+
 def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:
     """The one node that was chosen for the whole gang takes no pods any more, and not all are there."""
     current = draft.current
     bound = sum(1 for pod in pods.values() if pod.node)
-    if not current.node or current.stop is not None or draft.asks or bound >= draft.job.spec.replicas:
+    if not current.node or current.stop is not None or draft.asks or bound >= draft.job.replicas:
         return
     node = draft.world.nodes.get(current.node)
     if node is not None and node.notice is None and node.schedulable:

@@ -233,6 +233,7 @@ class Cache:
         choice: Choice | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
+        refused: bool = False,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -251,6 +252,7 @@ class Cache:
             volumes=self.volumes,
             events=events,
             obstacle=obstacle,
+            refused=refused,
         )
 
     def _claim_user(self, job: Job) -> str:
@@ -335,9 +337,9 @@ class Cache:
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
-        if bound >= job.spec.replicas:
+        if bound >= job.replicas:
             return None
-        return Reservation(current.pool, self.shape_of(job), job.spec.replicas - bound, current.node or "")
+        return Reservation(current.pool, self.shape_of(job), job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)

@@ -8,6 +8,7 @@ from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from typing import TypeVar
 
+from spot_training.api import names
 from spot_training.control.world import Job, Reservation, Shape
 
 Key = tuple[str, str]
@@ -73,7 +74,7 @@ class JobIndex:
             self._on_node[ref.name][job.uid] = job
         if current is not None and job.open_attempt:
             self._in_pool[current.pool][job.uid] = job
-        if job.finished:
+        if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
             self._holding[claim][job.uid] = job

@@ -26,11 +26,11 @@ async def run(
     liveness: str | None,
     metrics_port: int,
     lease: str,
-    price_file: tuple[str, str] | None = None,
+    price_file: str = "",
     cost_labels: Sequence[str] = (),
 ) -> None:
-    """Run until told to stop. ``lease``: namespace and name of the Lease, with a slash between; ``price_file``:
-    namespace and name of a ConfigMap.
+    """Run until told to stop. ``lease``, ``price_file``: namespace and name of the Lease, and of a ConfigMap where
+    there is one, with a slash between.
     """
     metrics, server = Metrics(cost_labels), connection()
     namespace, name = lease.split("/")
@@ -50,20 +50,11 @@ async def run(
             await _check_crds(client)
             operator = Operator(client, metrics, lambda: election.leading)
             operator.rest()
+            prices = _prices(operator, price_file) if price_file else None
 
             async def work() -> None:
                 await operator.listed.wait()
-                prices = None
-                if price_file is not None:
-                    # Read by whoever does not lead, too, with the client that may speak then.
-                    prices = PriceFile(
-                        lone,
-                        operator.cache,
-                        price_file,
-                        operator.announcer,
-                        metrics,
-                        operator.reconciler.now,
-                    )
+                if prices is not None:
                     await prices.first()
                 async with asyncio.TaskGroup() as group:
                     if prices is not None:
@@ -72,6 +63,18 @@ async def run(
                     group.create_task(election.run(operator.lead))
 
             await _beside(operator, work, liveness)
+
+
+def _prices(operator: Operator, price_file: str) -> PriceFile:
+    namespace, name = price_file.split("/")
+    return PriceFile(
+        operator.client,
+        operator.cache,
+        (namespace, name),
+        operator.announcer,
+        operator.metrics,
+        operator.reconciler.now,
+    )
 
 
 async def _beside(operator: Operator, work: Callable[[], Awaitable[None]], liveness: str | None) -> None:
@@ -115,23 +118,24 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
 
 
+def _price_file(text: str) -> str:
+    if not text or _LEASE.fullmatch(text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} names no ConfigMap: give its namespace and name, as in spot/prices"
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _lease(text: str) -> str:
     if _LEASE.fullmatch(text):
         return text
     raise argparse.ArgumentTypeError(
         f"{text!r} names no Lease: give its namespace and name, as in spot/leader"
     )
-
-
-def _price_file(text: str) -> tuple[str, str]:
-    namespace, _, name = text.partition("/")
-    if namespace and name and "/" not in name:
-        return namespace, name
-    raise argparse.ArgumentTypeError(f"{text!r} is no ConfigMap: give NAMESPACE/NAME")
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def main(argv: list[str]) -> int:
@@ -157,9 +161,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--price-file",
         type=_price_file,
-        default=os.environ.get("SPOT_PRICE_FILE") or None,
-        metavar="NAMESPACE/NAME",
-        help="ConfigMap with prices of node hours by SpotPool (SPOT_PRICE_FILE)",
+        default=os.environ.get("SPOT_PRICE_FILE", ""),
+        help="NAMESPACE/NAME of a ConfigMap with prices of node hours by SpotPool (SPOT_PRICE_FILE)",
     )
     parser.add_argument(
         "--cost-labels",

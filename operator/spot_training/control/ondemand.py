@@ -267,12 +267,12 @@ def ended_by_budget(draft: Draft, pods: dict[int, Pod]) -> bool:
 def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
     current, made = draft.current, terms_of(draft.current)
     refs = {ref.index: ref for ref in current.nodes}
-    missing = any(index not in pods or pods[index].removed for index in range(draft.job.spec.replicas))
+    missing = any(index not in pods or pods[index].removed for index in range(draft.job.replicas))
     if missing and current.started_at is None and _limit(draft.job, draft.world, draft.now) == 0:
         _stop_for_money(draft)
         return
     meters = []
-    for index in range(draft.job.spec.replicas):
+    for index in range(draft.job.replicas):
         ref, pod = refs.get(index), pods.get(index)
         start = moment(ref.start) if ref is not None else None
         limit = pod.budget_seconds if pod is not None else None
@@ -302,6 +302,13 @@ def _stop_for_money(draft: Draft) -> None:
     stop_attempt(draft, "BudgetExhausted", "Released", message, deadline)
 
 
+def note_not_started(draft: Draft) -> None:
+    """A spot pool that takes a gang and does not let it start is no room either: the wait has begun with it."""
+    known = draft.status.fallback is not None or terms_of(draft.current).capacity_type == "OnDemand"
+    if not known and draft.job.spec.on_demand.policy == "WhenNoSpot":
+        remember(draft, no_spot_since=draft.current.opened_at)
+
+
 def settle(draft: Draft) -> None:
     """What the rest of the plan means to the fallback: on spot machines again, or not on on-demand ones any more."""
     current, fallback = draft.status.current, draft.status.fallback
@@ -310,10 +317,6 @@ def settle(draft: Draft) -> None:
     on_demand = terms_of(current).capacity_type == "OnDemand"
     if fallback is not None and not on_demand and current.running_at is not None:
         draft.set(fallback=None)
-    gave_up = current.end is not None and current.end.cls == "NotStarted" and not on_demand
-    if gave_up and draft.status.fallback is None and draft.job.spec.on_demand.policy == "WhenNoSpot":
-        # A pool that takes gangs and does not let them start is no room either.
-        remember(draft, no_spot_since=current.opened_at)
     if current.end is not None or not on_demand:
         if draft.status.fallback is not None:
             remember(draft, spot_since=None)

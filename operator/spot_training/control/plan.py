@@ -73,9 +73,9 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    spending.close(draft)
     note_end(draft)
     note_proven(draft)
-    spending.close(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
@@ -99,6 +99,10 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
+            ondemand.note_not_started(draft)
+        if end.reason == "PodsRefused":
+            # The next try begins with a dry run, as the first one did.
+            draft.condition("TemplateInvalid", True, end.reason, end.message)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
@@ -299,9 +303,9 @@ def _place(draft: Draft) -> None:
             replicas=job.spec.replicas,
             one_node=request.one_node or None,
             node=choice.node or None,
+            terms=terms,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
-            terms=terms,
         ),
         next_try_at=None,
         demoted_pools=demoted,
@@ -328,6 +332,7 @@ def _summarize(draft: Draft) -> None:
         return
     current = status.current
     is_open = current is not None and current.end is None
+    replicas = (current.replicas if current and is_open else None) or job.spec.replicas
     ready = sum(1 for pod in draft.pods().values() if pod.running and not pod.removed) if is_open else 0
     interrupted = status.disruptions + status.failures > 0
     running = False
@@ -351,7 +356,7 @@ def _summarize(draft: Draft) -> None:
     if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
         draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
     _note_agents(draft)
-    draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+    draft.set(phase=phase, ready=f"{ready}/{replicas}", observed_generation=job.generation)
 
 
 def _note_agents(draft: Draft) -> None:

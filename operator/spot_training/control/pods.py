@@ -7,6 +7,7 @@ from typing import Any, Final
 from spot_training.api import names
 from spot_training.api.status import Current
 from spot_training.control.policies.affinity import confine, together
+from spot_training.control.policies.backoff import fraction
 from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.world import Job, Pool
 
@@ -14,6 +15,9 @@ Json = dict[str, Any]
 
 MASTER_PORT: Final = 29500
 """PyTorch's customary port. Every pod has its own address, so gangs cannot clash on it."""
+
+HOST_PORTS: Final = range(20000, 30000)
+"""For pods on their node's network: above the well-known ports, below node ports and those that Linux gives out."""
 
 VOLUME: Final = "spot-checkpoint"
 RESUME_VOLUME: Final = "spot-resume"
@@ -125,10 +129,12 @@ def pod(
 
     spec: Json = template.spec.to_json()
     spec["restartPolicy"] = "Never"
-    if job.spec.replicas > 1:
+    if job.replicas > 1:
         # A pod has a name of its own in DNS only with both of these; RANK 0 is found by it.
         spec["hostname"] = metadata["name"]
         spec["subdomain"] = job.name
+        if spec.get("hostNetwork"):
+            _on_host_network(spec, _master_port(job, attempt), index)
     if "serviceAccountName" not in spec:
         # The program needs nothing from the API server; a token would only be there to be stolen.
         spec.setdefault("automountServiceAccountToken", False)
@@ -145,7 +151,7 @@ def pod(
             *(toleration.to_json() for toleration in pool.spec.tolerations),
         ]
     if opened is not None:
-        confine(spec, opened.node or "", (*opened.avoid, *avoid))
+        confine(spec, opened.node or "", [*opened.avoid, *avoid])
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [
@@ -174,9 +180,26 @@ def pod(
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 
+def _master_port(job: Job, attempt: int) -> int:
+    """Where rank 0 listens: on its node's network at a port of the attempt's own."""
+    if not (job.spec.template.spec.model_extra or {}).get("hostNetwork"):
+        return MASTER_PORT
+    return HOST_PORTS[int(fraction(f"{job.uid}/{attempt}/port") * len(HOST_PORTS)) - 1]
+
+
+def _on_host_network(spec: Json, port: int, index: int) -> None:
+    """Keep the scheduler from putting two pods that listen there on one node, and let names be found."""
+    spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+    first = spec["containers"][0]
+    chosen = any(each["name"] in ("MASTER_PORT", "PET_MASTER_PORT") for each in first.get("env") or ())
+    if index == 0 and not chosen:
+        listens = {"name": "spot-rendezvous", "containerPort": port, "hostPort": port}
+        first["ports"] = [*(first.get("ports") or ()), listens]
+
+
 def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> dict[str, str]:
     """The contract with the training code, and PyTorch's own rendezvous variables (env://, torchrun's PET_*)."""
-    replicas = job.spec.replicas
+    replicas, port = job.replicas, str(_master_port(job, attempt))
     master = f"{pod_name(job, attempt, 0)}.{job.name}" if replicas > 1 else "localhost"
     made = {
         names.ENV_JOB: job.name,
@@ -185,7 +208,7 @@ def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> d
         names.ENV_CHECKPOINT_DIR: job.spec.checkpoint.mount_path,
         names.ENV_GRACE: str(grace),
         "MASTER_ADDR": master,
-        "MASTER_PORT": str(MASTER_PORT),
+        "MASTER_PORT": port,
         "WORLD_SIZE": str(replicas),
         "RANK": str(index),
         "LOCAL_RANK": "0",
@@ -193,7 +216,9 @@ def _environment(job: Job, attempt: int, index: int, grace: int, gpus: int) -> d
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(max(1, gpus)),
         "PET_MASTER_ADDR": master,
-        "PET_MASTER_PORT": str(MASTER_PORT),
+        "PET_MASTER_PORT": port,
+        # What torchrun calls its rendezvous: a late process of an older attempt can never join this one's.
+        "PET_RDZV_ID": f"{job.uid}-{attempt}",
     }
     if job.spec.checkpoint.interval_seconds is not None:
         made[names.ENV_INTERVAL] = str(job.spec.checkpoint.interval_seconds)

@@ -67,6 +67,7 @@ def read_claim(raw: Json) -> Claim:
         modes=tuple((raw.get("spec") or {}).get("accessModes") or ()),
         deleting="deletionTimestamp" in meta,
         owner_uids=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        made_for=(meta.get("labels") or {}).get(names.LABEL_JOB, ""),
         volume=(raw.get("spec") or {}).get("volumeName") or "",
     )
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
-from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
+from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
 from spot_training.control.claims import volumes_of
 from spot_training.control.complaints import Complaints
@@ -65,7 +65,7 @@ class Reconciler:
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
-        self._obstacles: dict[Hashable, str] = {}
+        self._obstacles: dict[Hashable, Exception] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -96,7 +96,7 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            self._obstacles[job.key] = f"not all could be created: {error}"
+            self._obstacles[job.key] = error
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -122,6 +122,7 @@ class Reconciler:
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         now = self.now()
+        obstacle = self._obstacles.get(job.key)
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -130,7 +131,8 @@ class Reconciler:
                 dry_run=facts.dry_run,
                 choice=facts.choice,
                 events=facts.events,
-                obstacle=self._obstacles.get(job.key, ""),
+                obstacle=f"not all could be created: {obstacle}" if obstacle else "",
+                refused=isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN,
             )
             made = plan(job, world, now)
             if not made.asks:

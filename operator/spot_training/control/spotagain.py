@@ -86,13 +86,13 @@ def _saving(draft: Draft, pool: Pool) -> Decimal | None:
     part = largest_share(draft, pool)
     move = Move(
         on_demand=here,
-        spot=price * part * spec.replicas,
+        spot=price * part * draft.job.replicas,
         stop_seconds=grace_seconds(draft.job, draft.pool),
         start_seconds=running - opened,
         lost_seconds=lost_seconds(
             spec.checkpoint.writer == "Library", spec.checkpoint.interval_seconds, draft.now - running
         ),
     )
-    gang = spec.replicas * part
+    gang = draft.job.replicas * part
     on_spot = Decimal(bill_of_ended(draft).spot_hours) * 3600 / gang
     return saving(move, expected_stay(float(on_spot), draft.status.disruptions))

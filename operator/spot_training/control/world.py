@@ -48,6 +48,12 @@ class Job:
         return self.spec.checkpoint.claim_name or template_claim(self.name)
 
     @property
+    def replicas(self) -> int:
+        """Pods of the open attempt, as many as it was opened with; else as many as the next one will have."""
+        current = self.status.current
+        return current.replicas if current and self.open_attempt and current.replicas else self.spec.replicas
+
+    @property
     def open_attempt(self) -> bool:
         """Whether an attempt is open: pods of it may run."""
         return self.status.current is not None and self.status.current.end is None
@@ -185,7 +191,9 @@ Terms = tuple[tuple[Requirement, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound."""
+    """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound; ``made_for``:
+    the job from whose claimTemplate it was made, or empty.
+    """
 
     name: str
     uid: str
@@ -194,6 +202,7 @@ class Claim:
     deleting: bool = False
     owner_uids: tuple[str, ...] = ()
     volume: str = ""
+    made_for: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +297,8 @@ class World:
     says so; ``leases``: last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent;
     ``dry_run`` and ``choice`` (what placement decided): where asked for; ``volumes``: by name, the nodes to which a
     PersistentVolume can be attached, as far as looked up; ``events``: by pod UID, what its Events complain of, where
-    asked for; ``obstacle``: why the last try to create what is needed failed.
+    asked for; ``obstacle``: why the last try to create what is needed failed; ``refused``: because a quota or another
+    admission does not let it.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -306,3 +316,4 @@ class World:
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
+    refused: bool = False

@@ -105,7 +105,7 @@ class Scene:
         self.claim_user = ""
         self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle = ""
+        self.obstacle, self.refused = "", False
         self.used: dict[tuple[str, str], int] = {}
         self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()
@@ -138,6 +138,7 @@ class Scene:
             source=self.source,
             agents=self.agents,
             obstacle=self.obstacle,
+            refused=self.refused,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
             dry_run=self.accepted() if Ask.DRY_RUN in asked else None,

@@ -42,6 +42,8 @@ class Schedule:
         self.cap = Fraction(self.chance.choice(["0.05", "0.30", "0.50", "1.00", "3.00"]))
         self.market = Market(self.job(), self.chance, NAMES[:2], NAMES[2:])
         self.highest = self.cap
+        # Where images are large, a pod is long on its machine before anything starts.
+        self.speed = self.chance.choice([0.9, 0.1])
         self.log: list[str] = [f"seed {seed}, cap {float(self.cap)}"]
         self.restart()
         if self.chance.random() < 0.95:
@@ -133,7 +135,7 @@ class Schedule:
             (self.time_passes, 4),
             (self.a_program_ends, 1),
             (self.somebody_deletes_a_pod, 1),
-            (self.a_pod_vanishes, 1),
+            (self.a_pod_vanishes, 2),
             (self.a_machine_fails, 2),
             (self.a_machine_comes_back, 2),
             (self.a_price_changes, 3),
@@ -179,6 +181,7 @@ class Schedule:
             self.advance(self.chance.choice([20.0, 200.0, 2000.0]))
             self.pods_get_on()
             self.kubelets_tidy_up()
+            self.chance.choice([self.a_pod_vanishes, self.a_machine_fails, *[lambda: None] * 4])()
         self.restart()
 
     def time_passes(self) -> None:
@@ -201,7 +204,7 @@ class Schedule:
                 and "deletionTimestamp" not in pod["metadata"]
                 and pod["status"]["phase"] == "Pending"
                 and "startTime" in pod["status"]
-                and self.chance.random() < 0.8
+                and self.chance.random() < self.speed
             ):
                 self.market.start(pod)
 
@@ -326,3 +329,34 @@ def test_what_on_demand_machines_cost_is_never_more_than_was_allowed(batch: int)
     # The proof is one only where there was something to hold.
     assert used > size / 3, f"on-demand machines were used in {used} of {size}"
     assert exhausted > size / 10, f"the budget was used up in {exhausted} of {size}"
+
+
+def test_a_pod_that_is_made_again_shares_its_time_with_the_one_before_it() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        made = Schedule(0, loop)
+        made.cap = made.highest = Fraction(1)
+        made.market.job["spec"] |= {
+            "replicas": 1,
+            "pools": ["b"],
+            "onDemand": {"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "1.00"},
+        }
+        made.restart()
+        for _ in range(3):
+            # Its image takes so long that nothing of it starts; then somebody takes it away.
+            made.look()
+            (pod,) = made.market.pods.values()
+            made.market.bind(pod)
+            made.advance(200)
+            made.market.remove(pod)
+        made.look()
+        (pod,) = made.market.pods.values()
+        made.market.bind(pod)
+        made.market.start(pod)
+        made.advance(10_000)
+        made.check()
+        ran = [each.until - each.since for each in made.market.usages.values() if each.until is not None]
+        assert len(ran) == 4, "each is another pod of the same attempt"
+        assert 600 < sum(ran) <= 900
+    finally:
+        loop.close()

@@ -18,8 +18,8 @@ MAINTENANCE = "GET /latest/meta-data/events/maintenance/scheduled"
 
 AT = parse_time("2017-09-18T08:22:00Z")
 TERMINATE = '{"action":"terminate","time":"2017-09-18T08:22:00Z"}'
-RECLAIM = Notice(f"aws-terminate-{int(AT)}", "reclaim", "aws", AT)
-REBALANCED = Notice(f"aws-rebalance-{int(AT)}", "rebalance", "aws", None)
+RECLAIM = Notice(f"aws-terminate-{int(AT)}", "reclaim", "aws", AT, single=True)
+REBALANCED = Notice(f"aws-rebalance-{int(AT)}", "rebalance", "aws", None, single=True)
 EVENT = {
     "NotBefore": "21 Jan 2019 09:00:43 GMT",
     "Code": "system-reboot",
