@@ -7,6 +7,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from spot_training.node.message import FACTS, parse_body
 from tests.cluster.objects import Json, apply, kubectl
 from tests.kit import install, jobs, layout, manifests
 from tests.kit.kube import get, tool
@@ -68,6 +69,16 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ),
         ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
         ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
+        ("agent.waitForVolumes=1", "/agent/waitForVolumes", "want boolean"),
+        ("agent.webhook.url=https://x", "/agent/webhook", "additional properties 'url' not allowed"),
+        ("agent.webhook.body.text=$host", "/agent/webhook/body/text", "'$host' does not match pattern"),
+        ("agent.webhook.body.a[0].b=$", "/agent/webhook/body/a/0/b", "'$' does not match pattern"),
+        ("agent.hook.url=10.0.0.1/x", "/agent/hook/url", "does not match pattern"),
+        ("agent.hook.command=flush", "/agent/hook/command", "got string, want array"),
+        ("agent.hook.timeoutSeconds=0", "/agent/hook/timeoutSeconds", "minimum: got 0, want 1"),
+        ("agent.providers.azure.approve=1", "/agent/providers/azure/approve", "want boolean"),
+        ("agent.providers.azure.endpoint=http://h/x", "/agent/providers/azure/endpoint", "does not match"),
+        ("agent.providers.aws.approve=true", "/agent/providers/aws", "'approve' not allowed"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
         ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),
         ("operator.replicas=two", "/operator/replicas", "got string, want integer"),
@@ -220,6 +231,52 @@ def test_another_endpoint_is_told_to_that_providers_agent() -> None:
     assert {"name": "SPOT_METADATA_ENDPOINT", "value": there} in container["env"]
 
 
+def agent_environment(**agent: Any) -> dict[str, Any]:
+    """The agent's variables where these values of it are set: a value, or where it comes from."""
+    pod = workloads("--set-json", f"agent={json.dumps(agent)}")["agent"]["spec"]
+    (container,) = pod["containers"]
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+def test_the_webhooks_url_comes_from_a_secret_that_may_be_missing() -> None:
+    assert not [name for name in agent_environment() if "WEBHOOK" in name or "HOOK" in name]
+    made = agent_environment(webhook={"secretName": "slack", "secretKey": "address"})
+    reference = {"name": "slack", "key": "address", "optional": True}
+    assert made["SPOT_WEBHOOK"] == "true"
+    assert made["SPOT_WEBHOOK_URL"] == {"secretKeyRef": reference}
+    assert "SPOT_WEBHOOK_BODY" not in made
+
+
+def test_the_webhooks_body_is_what_the_agent_takes_once_kubelet_has_expanded_it() -> None:
+    body = {"text": "<$text> costs $$5", "blocks": [{"a": "${node}", "n": 5, "t": True, "z": None}]}
+    made = agent_environment(webhook={"secretName": "slack", "body": body})
+    # kubelet makes $$ into $, and a variable of $(NAME) alone.
+    assert parse_body(made["SPOT_WEBHOOK_BODY"].replace("$$", "$")) == body
+
+
+def test_the_schema_knows_the_facts_that_the_agent_knows() -> None:
+    schema = json.loads((install.CHART / "values.schema.json").read_text())
+    assert f"({'|'.join(FACTS)})" in schema["definitions"]["filled"]["pattern"]
+
+
+def test_hooks_reach_the_agent_as_they_are_given() -> None:
+    hook = {"command": ["/bin/flush", 'a "b"'], "url": "http://$(HOST_IP):9000/notice", "timeoutSeconds": 30}
+    made = agent_environment(hook=hook)
+    assert made["HOST_IP"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    assert json.loads(made["SPOT_HOOK_COMMAND"]) == hook["command"]
+    assert (made["SPOT_HOOK_URL"], made["SPOT_HOOK_TIMEOUT_SECONDS"]) == (hook["url"], "30")
+    only = agent_environment(hook={"url": hook["url"]})
+    assert json.loads(only["SPOT_HOOK_COMMAND"]) == []
+
+
+def test_only_azures_agent_is_told_whether_to_approve() -> None:
+    providers = {"eci": {"enabled": False}, "azure": {"enabled": True}}
+    assert agent_environment(providers=providers)["SPOT_AZURE_APPROVE"] == "false"
+    providers["azure"]["approve"] = True
+    assert agent_environment(providers=providers)["SPOT_AZURE_APPROVE"] == "true"
+    assert "SPOT_AZURE_APPROVE" not in agent_environment()
+
+
 @pytest.mark.parametrize(
     ("component", "violation"),
     [("operator", ""), ("agent", 'volume "guest-agent" uses restricted volume type "hostPath"')],
@@ -295,6 +352,7 @@ RIGHTS: Final = {
         ("no", "patch", "spottrainingjobs.spot.training/status"),
         ("no", "list", "persistentvolumeclaims"),
         ("no", "get", "persistentvolumes"),
+        ("no", "list", "volumeattachments.storage.k8s.io"),
         *(("no", *each) for each in NOBODY),
     ],
 }

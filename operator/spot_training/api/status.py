@@ -99,6 +99,9 @@ class Current(StatusModel):
     replicas: int | None = Field(None, description="Pods of this attempt.")
     one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
     node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    queue: Word | None = Field(None, description="The Kueue queue that its pods have joined.")
+    gated: bool | None = Field(None, description="Its pods have had scheduling gates, as Kueue's.")
+    admitted_at: Time | None = Field(None, description="When the last of these gates was seen to be gone.")
     avoid: Annotated[list[Word], Field(max_length=32)] = Field(
         [], description="Nodes that its pods keep off, because attempts failed there."
     )

@@ -39,6 +39,7 @@ def observe(draft: Draft) -> None:
     pods = draft.pods()
     _note_progress(draft, pods)
     _note_nodes(draft, pods)
+    _note_admission(draft, pods)
     _note_completed(draft, pods)
     if set(draft.current.completed) >= set(ranks(draft, pods)):
         _fold_report(draft, pods)
@@ -69,6 +70,22 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     ]
     if made:
         draft.set_current(nodes=sorted([*current.nodes, *made], key=lambda ref: ref.index))
+
+
+def _note_admission(draft: Draft, pods: dict[int, Pod]) -> None:
+    """Scheduling gates, as of a queue, and when the last of them has gone: until then no node is looked for."""
+    current = draft.current
+    if current.admitted_at or current.running_at or current.stop:
+        return
+    if any(pod.gated for pod in pods.values()):
+        if not current.gated:
+            draft.set_current(gated=True)
+    elif (current.gated or current.queue) and len(pods) >= draft.job.replicas:
+        draft.set_current(admitted_at=draft.stamp())
+        if current.gated:
+            draft.tell(
+                "Admitted", f"Attempt {current.attempt} may be scheduled: its pods have no gate any more"
+            )
 
 
 def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -227,7 +244,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
 def _note_refused(draft: Draft) -> None:
     """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
     current = draft.current
-    if current.stop is not None or current.started_at or draft.asks or not draft.world.refused:
+    if current.stop is not None or current.started_at or draft.asks or draft.world.refused != current.attempt:
         return
     draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
     stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)
@@ -264,7 +281,9 @@ def _note_mended(draft: Draft) -> None:
 
 def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
-    opened = moment(current.opened_at)
+    opened = moment(current.admitted_at or current.opened_at)
+    if (current.gated or current.queue) and not current.admitted_at:
+        return
     if current.running_at is not None or current.stop is not None or opened is None or draft.asks:
         return
     due = opened + draft.job.spec.provision_timeout_seconds

@@ -233,7 +233,7 @@ class Cache:
         choice: Choice | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
-        refused: bool = False,
+        refused: int = 0,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -333,6 +333,8 @@ class Cache:
         """What a job whose attempt is starting reserves."""
         current = job.status.current
         if current is None or current.pool not in self.pools.items:
+            return None
+        if current.queue and current.admitted_at is None:
             return None
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)

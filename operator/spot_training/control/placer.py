@@ -101,7 +101,7 @@ class Placer:
         waiting = self._waiting.pop(job.key)
         self._choices.pop(job.key)
         self._told.pop(job.key, None)
-        pods = waiting.pods
+        pods = 0 if choice.request.queued else waiting.pods
         self._opening[job.key] = Reservation(str(choice.pool), waiting.shape, pods, choice.node)
 
     def opened(self, job: Job) -> None:

@@ -23,7 +23,7 @@ from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
 from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
-from spot_training.control.starting import starting
+from spot_training.control.starting import QUEUED, starting
 from spot_training.control.suitability import note_proven, unsuited
 from spot_training.control.world import Ask, Job, Refusal, World
 
@@ -266,6 +266,7 @@ def _place(draft: Draft) -> None:
         wanted,
         refused={**wanted.refused, **shut},
         avoid=frozenset(off),
+        queued=bool(job.queue),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
     )
     choice = draft.world.choice
@@ -304,6 +305,7 @@ def _place(draft: Draft) -> None:
             one_node=request.one_node or None,
             node=choice.node or None,
             terms=terms,
+            queue=job.queue or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
         ),
@@ -346,8 +348,8 @@ def _summarize(draft: Draft) -> None:
         phase, running = "Running", True
         draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
     else:
-        phase = "Recovering" if interrupted else "Starting"
         reason, said = starting(draft)
+        phase = "Recovering" if interrupted else "Pending" if reason == QUEUED else "Starting"
         behind = f"; {said}" if said else ""
         draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])

@@ -9,6 +9,7 @@ from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
+from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
 from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
@@ -43,6 +44,8 @@ def read_job(raw: Json) -> Job:
         status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
         deleting="deletionTimestamp" in meta,
         labels=meta.get("labels") or {},
+        queue=(meta.get("labels") or {}).get(kueue.QUEUE, ""),
+        priority_class=(meta.get("labels") or {}).get(kueue.PRIORITY, ""),
         version=meta.get("resourceVersion", ""),
     )
 
@@ -155,6 +158,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         # Kubelet says 1970 of a container that it could not start at all.
         started_at=seconds(started) or None,
         running="running" in state,
+        gated=bool(spec.get("schedulingGates")),
         exit=_exit(ended) if ended else None,
         ended_at=_last_end(status) if common["ended"] else None,
         budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
@@ -225,6 +229,8 @@ def _disruption(status: Json) -> str:
     for each in status.get("conditions") or ():
         if each.get("type") == names.DISRUPTION_TARGET and each.get("status") == "True":
             return str(each.get("reason") or "Unknown")
+        if each.get("type") == kueue.TERMINATION_TARGET and each.get("status") == "True":
+            return kueue.TERMINATION_TARGET
     return ""
 
 

@@ -65,7 +65,7 @@ class Reconciler:
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
-        self._obstacles: dict[Hashable, Exception] = {}
+        self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -96,7 +96,7 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            self._obstacles[job.key] = error
+            self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -122,7 +122,7 @@ class Reconciler:
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         now = self.now()
-        obstacle = self._obstacles.get(job.key)
+        attempt, obstacle = self._obstacles.get(job.key, (0, None))
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -132,7 +132,7 @@ class Reconciler:
                 choice=facts.choice,
                 events=facts.events,
                 obstacle=f"not all could be created: {obstacle}" if obstacle else "",
-                refused=isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN,
+                refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
             )
             made = plan(job, world, now)
             if not made.asks:

@@ -17,6 +17,8 @@ EVENTS_AFTER_SECONDS: Final = 45.0
 
 EVENTS_AGAIN_SECONDS: Final = 60.0
 
+QUEUED: Final = "Queued"
+
 _IMAGE: Final = (
     "ImagePullFailed",
     "look at the image's name and tag, at the registry and at imagePullSecrets",
@@ -47,6 +49,7 @@ TROUBLES: Final[Mapping[str, tuple[str, str]]] = {
     "FailedAttachVolume": _VOLUME,
     "FailedMapVolume": _VOLUME,
     "FailedCreatePodSandBox": _SANDBOX,
+    "SchedulingGated": (QUEUED, "the queue, or whoever set the gate, lets it go on"),
     "Unschedulable": ("Unschedulable", "the scheduler tries again as nodes and pods change"),
 }
 """By the first word of what scheduler, kubelet or an Event says: our reason, and what to do."""
@@ -67,6 +70,8 @@ def starting(draft: Draft) -> tuple[str, str]:
         if said:
             reason, advice = TROUBLES.get(said.partition(":")[0], ("Starting", ""))
             message = f"rank {index}: {said}" + (f"; {advice}" if advice else "")
+            if reason == QUEUED and draft.current.queue:
+                message = f"waiting in Kueue's queue {draft.current.queue}; {message}"
             if reason not in ("Starting", "Unschedulable"):
                 _tell_once(draft, reason, message)
             return reason, message

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A SpotTrainingJob."""
+    """A SpotTrainingJob. ``queue`` and ``priority_class``: what its Kueue labels say, or empty."""
 
     namespace: str
     name: str
@@ -30,6 +30,8 @@ class Job:
     status: SpotTrainingJobStatus
     deleting: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    queue: str = ""
+    priority_class: str = ""
     version: str = field(default="", compare=False)
 
     @property
@@ -117,6 +119,7 @@ class Pod:
     ended: bool = False
     ended_at: float | None = None
     budget_seconds: int | None = None
+    gated: bool = False
     exit: Exit | None = None
     report: Report | None = None
     status_reason: str = ""
@@ -297,8 +300,8 @@ class World:
     says so; ``leases``: last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent;
     ``dry_run`` and ``choice`` (what placement decided): where asked for; ``volumes``: by name, the nodes to which a
     PersistentVolume can be attached, as far as looked up; ``events``: by pod UID, what its Events complain of, where
-    asked for; ``obstacle``: why the last try to create what is needed failed; ``refused``: because a quota or another
-    admission does not let it.
+    asked for; ``obstacle``: why the last try to create what is needed failed; ``refused``: the attempt of which a
+    quota or another admission lets no more pods be made, or 0.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -316,4 +319,4 @@ class World:
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
-    refused: bool = False
+    refused: int = 0

@@ -9,7 +9,7 @@ Layout (names in <> vary; every ``.json`` but a state is a record sealed with it
         step-000000000150/              a checkpoint, after 150 whole steps
           state.pt | state.json         what all ranks have alike, written by rank 0
           rank-00000.pt | .json ...     what each rank has of its own: its random numbers, its sampler
-          manifest.json                 last: size and SHA-256 of each file; with it the checkpoint exists
+          manifest.json                 last: size and checksum of each file; with it the checkpoint exists
         damaged-step-000000000100/      was found damaged, kept to be looked at; delete it by hand
         completed.json                  the program came to its end
 

@@ -9,16 +9,18 @@ name of the value in question.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
+
+from spot_training.train.files import CheckedFile
 
 if TYPE_CHECKING:
-    from spot_training.train.files import Sink
+    from spot_training.train.files import Sink, Written
 
 TORCH_SUFFIX: Final = ".pt"
 JSON_SUFFIX: Final = ".json"
@@ -124,10 +126,26 @@ def write(content: Mapping[str, Any], sink: Sink) -> None:
     if suffix() == TORCH_SUFFIX:
         import torch
 
-        torch.save(dict(content), sink)
+        with _without_checksums(torch):
+            torch.save(dict(content), sink)
     else:
         # Not json.dump: it writes in thousands of small pieces.
         sink.write(json.dumps(content).encode())
+
+
+@contextlib.contextmanager
+def _without_checksums(torch: Any) -> Iterator[None]:
+    """Spare torch its own checksums in the file, which take longer than ours and which it does not look at."""
+    serialization = torch.serialization
+    if not hasattr(serialization, "set_crc32_options"):  # since torch 2.6
+        yield
+        return
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 def read(file: BinaryIO, name: str) -> dict[str, Any]:
@@ -137,8 +155,24 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
         content = torch.load(file, map_location="cpu", weights_only=True)
     else:
-        content = json.load(io.TextIOWrapper(file, encoding="utf-8"))
+        content = json.loads(file.read())
     return dict(content)
+
+
+def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
+    """Read states back that are exactly what was written. Raises DamagedError where they are not.
+
+    The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
+    the program, and whatever goes wrong on the way is then the damage's fault.
+    """
+    with CheckedFile(file, expected) as checked:
+        try:
+            content = read(cast("BinaryIO", checked), file.name)
+        except Exception:
+            checked.finish()
+            raise
+        checked.finish()
+    return content
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:

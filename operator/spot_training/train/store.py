@@ -8,7 +8,6 @@ verify its files, each its share; unless all find them whole, all pass it over a
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from dataclasses import dataclass
@@ -27,7 +26,6 @@ from spot_training.train.snapshot import HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import BinaryIO
 
     from spot_training.train.background import Steps
     from spot_training.train.ranks import Ranks
@@ -137,12 +135,12 @@ class Store:
         for entry in candidates:
             manifest, problem = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
             if manifest:
-                with contextlib.ExitStack() as stack:
-                    opened, own_problem = self._open_share(entry, manifest, stack)
-                    problem = next((said for said in self._ranks.gather(own_problem) if said), None)
-                    if not problem:
-                        self._restore(manifest, opened)
-                        return self._loaded(entry, manifest)
+                contents, own_problem = self._read_share(entry, manifest)
+                problem = next((said for said in self._ranks.gather(own_problem) if said), None)
+                if not problem:
+                    self._restore(manifest, contents)
+                    return self._loaded(entry, manifest)
+                del contents
             self._pass_over(entry, problem or "is not whole")
         trouble = self._ask(lambda directory: directory.trouble, "cannot list the checkpoints")
         if candidates or trouble:
@@ -260,29 +258,26 @@ class Store:
             )
         self._pruning = current
 
-    def _open_share(
-        self, entry: Entry, manifest: Manifest, stack: contextlib.ExitStack
-    ) -> tuple[dict[str, BinaryIO], str | None]:
-        """Open and verify this rank's share, and keep it open: what is then read is what was verified."""
-        opened: dict[str, BinaryIO] = {}
+    def _read_share(self, entry: Entry, manifest: Manifest) -> tuple[dict[str, Any], str | None]:
+        """Verify this rank's share, and read of it what is this rank's own: all in one pass over each file."""
+        contents: dict[str, Any] = {}
+        own = f"rank-{self._ranks.rank:05d}"
         try:
             for name, expected in manifest.files.items():
-                kind, _, number = Path(name).stem.partition("-")
-                if kind == "state" or int(number) % self._ranks.size == self._ranks.rank:
-                    file = stack.enter_context((entry.path / name).open("rb"))
-                    files.verify(file, expected)
-                    opened[kind if kind == "state" else str(int(number))] = file
+                stem = Path(name).stem
+                with (entry.path / name).open("rb") as file:
+                    if stem in ("state", own):
+                        contents["state" if stem == "state" else "own"] = state.read_verified(file, expected)
+                    elif int(stem.partition("-")[2]) % self._ranks.size == self._ranks.rank:
+                        files.verify(file, expected)
         except (DamagedError, OSError, ValueError) as error:
             return {}, _words(error)
-        missing = [kind for kind in ("state",) if kind not in opened]
-        return opened, f"has no file of {missing[0]}" if missing else None
+        return contents, None if "state" in contents else "has no file of state"
 
-    def _restore(self, manifest: Manifest, opened: Mapping[str, BinaryIO]) -> None:
-        common = opened["state"]
-        state.restore(self._parts, state.read(common, common.name))
-        file = opened.get(str(self._ranks.rank))
-        if file:
-            own = state.read(file, file.name)
+    def _restore(self, manifest: Manifest, contents: Mapping[str, Any]) -> None:
+        state.restore(self._parts, contents["state"])
+        own = contents.get("own")
+        if own:
             state.restore(self._per_rank, own["state"])
             state.restore_random(own["random"])
         elif self._per_rank:

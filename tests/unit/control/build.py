@@ -105,7 +105,7 @@ class Scene:
         self.claim_user = ""
         self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle, self.refused = "", False
+        self.obstacle, self.refused = "", 0
         self.used: dict[tuple[str, str], int] = {}
         self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()

@@ -181,7 +181,8 @@ class Schedule:
             self.advance(self.chance.choice([20.0, 200.0, 2000.0]))
             self.pods_get_on()
             self.kubelets_tidy_up()
-            self.chance.choice([self.a_pod_vanishes, self.a_machine_fails, *[lambda: None] * 4])()
+            quiet: list[Callable[[], None]] = [lambda: None] * 4
+            self.chance.choice([self.a_pod_vanishes, self.a_machine_fails, *quiet])()
         self.restart()
 
     def time_passes(self) -> None:

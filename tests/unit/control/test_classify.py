@@ -116,6 +116,13 @@ ROWS: list[Row] = [
         "Disruption",
         "Evicted",
     ),
+    (
+        "Kueue's eviction",
+        targeted(ended_pod(143), "WorkloadEvicted", "TerminationTarget"),
+        {},
+        "Disruption",
+        "EvictedByKueue",
+    ),
     ("somebody else's reason", targeted(ended_pod(143), "OfAnother"), {}, "Disruption", "OfAnother"),
     ("no room at the node", refused("OutOfnvidia.com/gpu"), {}, "Disruption", "NodeRefused"),
     ("a device that is missing", refused("UnexpectedAdmissionError"), {}, "Disruption", "NodeRefused"),

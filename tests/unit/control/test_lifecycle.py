@@ -157,11 +157,14 @@ def test_a_gang_of_which_a_quota_refuses_some_pods_gives_the_others_back_and_wai
         scene.run()
         number = scene.current.attempt
         scene.remove(1, tombstone=False)
-        scene.obstacle, scene.refused = "not all could be created: 403 Forbidden: exceeded quota: gpus", True
+        scene.obstacle, scene.refused = (
+            "not all could be created: 403 Forbidden: exceeded quota: gpus",
+            number,
+        )
         scene.run()
         assert (scene.stop.cls, scene.stop.cause) == ("NotStarted", "PodsRefused")
         assert scene.pod(0).deleting
-        scene.obstacle, scene.refused = "", False
+        scene.obstacle, scene.refused = "", 0
         scene.remove(0).run()
         assert scene.why() == ("False", "PodsRefused")
         assert "exceeded quota: gpus" in scene.condition().message

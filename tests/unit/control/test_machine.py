@@ -42,7 +42,7 @@ class Machine(RuleBasedStateMachine):
         job["spec"]["replicas"] = replicas
         job["spec"]["checkpoint"]["writer"] = self.writer
         job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": 4}}
-        job["spec"]["recovery"] = {"maxFailures": 2}
+        job["spec"]["recovery"] = {"maxFailures": 2, "retryableExitCodes": [42]}
         pool = {
             "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
             "spec": {"nodeSelector": {"pool": "a"}},
@@ -184,6 +184,20 @@ class Machine(RuleBasedStateMachine):
         if pod is not None:
             self.crashed.add(attempt_of(pod))
             self.sim.end(pod, 1, "Error")
+
+    @rule(pick=picks)
+    def a_program_asks_for_another_try(self, pick: int) -> None:
+        pod = self.running(pick)
+        if pod is not None:
+            self.sim.end(pod, 42, "Error")
+
+    @rule()
+    def a_container_cannot_be_started(self) -> None:
+        for pod in list(self.sim.pods.values()):
+            name = pod["spec"].get("nodeName")
+            if name and self.sim.machine[name] == "up" and pod["status"]["phase"] == "Pending":
+                self.sim.end(pod, 128, "StartError")
+                return
 
     def survivor_fails(self, attempt: int) -> None:
         """A rank of an attempt whose peer is in trouble dies of it."""

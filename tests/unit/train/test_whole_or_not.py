@@ -65,7 +65,7 @@ def test_an_attempts_list_in_the_place_of_anothers_is_not_believed(surroundings:
     lists = [surroundings.directory / fence(attempt) / "accepted.json" for attempt in (1, 2)]
     shutil.copy(*lists)
     _flip_a_bit(surroundings.path(2, 150) / "state.json")
-    with pytest.raises(CheckpointError, match=r"holds another record: accepted.json of attempt .*-000001"):
+    with pytest.raises(CheckpointError, match=r"holds another record: accepted\.json of attempt .*-000001"):
         surroundings.open(3, Weights()).load()
 
 

@@ -60,8 +60,9 @@ DISRUPTION_REASONS: Final[Mapping[str, str]] = {
     "TerminationByKubelet": "NodePressure",
     "NodeShutdown": "NodeShutdown",
     "SpotReclamation": "Reclaimed",
+    "TerminationTarget": "EvictedByKueue",
 }
-"""Reasons of the pod condition DisruptionTarget."""
+"""Reasons of the pod condition DisruptionTarget; Kueue has a condition of its own for the same."""
 
 
 UNTRACKED: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
@@ -96,7 +97,7 @@ def _marked(case: Case) -> Judgement | None:
     if case.pod.disruption == "TerminationByKubelet" and case.pod.status_reason != "Evicted":
         # One word of kubelet's for pressure, shutdown and preemption; the pod's own reason tells them apart.
         reason = POD_STATUS_REASONS.get(case.pod.status_reason, reason)
-    return Judgement("Disruption", reason, f"DisruptionTarget: {case.pod.disruption}") if reason else None
+    return Judgement("Disruption", reason, f"the pod was marked: {case.pod.disruption}") if reason else None
 
 
 def _kubelet(case: Case) -> Judgement | None:

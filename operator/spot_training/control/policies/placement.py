@@ -60,8 +60,9 @@ class Request:
 
     ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
     its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
-    off; ``refused``: pools that are not for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes
-    that cost more for an hour are not used; ``interval``: seconds between its checkpoints.
+    off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
+    for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes that cost more for an hour are not
+    used; ``interval``: seconds between its checkpoints.
     """
 
     replicas: int
@@ -71,6 +72,7 @@ class Request:
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
+    queued: bool = False
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ceiling: Decimal | None = None
     interval: int = USUAL_INTERVAL_SECONDS
@@ -227,7 +229,10 @@ class _Pass:
         wakes: list[float] = []
         order = self._order(job)
         for place, name in enumerate(order):
-            verdict = self._barred(job.request, name, wakes) or self._short(job, name, avoid)
+            verdict = self._barred(job.request, name, wakes)
+            if verdict is None and job.request.queued:
+                return Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], ""))
+            verdict = verdict or self._short(job, name, avoid)
             if verdict is None:
                 return self._give(job, name, refused, order[place + 1 :], wakes, avoid)
             # In the user's order an autoscaled pool's turn is its turn, whatever those after it have.
