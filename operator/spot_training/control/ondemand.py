@@ -53,6 +53,7 @@ def request(draft: Draft, last: frozenset[str]) -> Request:
         last,
         one_node=needs_one_node(draft.job, draft.world),
         volumes=attachable(draft),
+        queued=bool(draft.job.queue),
         refused=refused,
         ceiling=ceiling,
     )

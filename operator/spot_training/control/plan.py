@@ -266,7 +266,6 @@ def _place(draft: Draft) -> None:
         wanted,
         refused={**wanted.refused, **shut},
         avoid=frozenset(off),
-        queued=bool(job.queue),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
     )
     choice = draft.world.choice

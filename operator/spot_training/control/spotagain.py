@@ -67,7 +67,8 @@ def _spot_pool(draft: Draft) -> Pool | None:
         for name, pool in draft.world.pools.items()
         if pool.spec.capacity_type == "OnDemand" or name in demoted
     }
-    draft.request = dataclasses.replace(wanted, refused={**wanted.refused, **elsewhere})
+    # A job that queues would be let in anywhere, to wait there.
+    draft.request = dataclasses.replace(wanted, queued=False, refused={**wanted.refused, **elsewhere})
     choice = draft.world.choice
     if choice is None or not choice.request.same(draft.request):
         draft.asks.add(Ask.ROOM)
