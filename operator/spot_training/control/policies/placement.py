@@ -314,6 +314,9 @@ class _Pass:
         slots = self._ledger.slots(name, job.shape, avoid)
         if slots >= job.pods:
             return None
+        if self._autoscaled(name) and self._is_busy(name):
+            text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
+            return Verdict("NoCapacity", text)
         if avoid:
             return self._shortage(job, name, slots, avoid)
         memo, changes = (name, job.shape, job.pods), self._ledger.changes[name]
@@ -343,9 +346,6 @@ class _Pass:
         if self._ledger.holds(name) and self._ledger.slots_unheld(name, job.shape) >= job.pods:
             text = f"what is free there is kept for {self._holders[name]}, which is before this job"
             return Verdict("HeldForAnother", text)
-        if self._autoscaled(name) and self._is_busy(name):
-            text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
-            return Verdict("NoCapacity", text)
         resource, count = self._supply.pools[name].spec.gpu_resource, job.request.replicas
         free, most = self._free(job.shape, name)
         each = job.shape.need(resource) // (count if job.request.one_node else 1)
