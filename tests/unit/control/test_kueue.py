@@ -192,7 +192,7 @@ def test_what_waits_in_a_queue_reserves_nothing() -> None:
             "spec": {"nodeSelector": {"p": "a"}},
         }
         cache.pools.put(about)
-        return sum(each.pods for each in cache.world_of_pools().reservations)
+        return sum(each.pods for each in cache.reservations())
 
     assert reserved(queue="team") == 0
     assert reserved(queue="team", admittedAt="2026-04-08T05:01:00Z") == 2

@@ -220,7 +220,7 @@ def test_a_job_that_another_controller_manages_takes_no_part() -> None:
         {"metadata": {"name": "a", "uid": "p", "resourceVersion": "1"}, "spec": {"nodeSelector": {"p": "a"}}}
     )
     assert cache.waiting() == [("ns", "ours")]
-    assert cache.world_of_pools().reservations == ()
+    assert cache.reservations() == ()
     assert cache.world(cache.jobs.items["ns", "ours"]).claim_user == ""
 
 
