@@ -52,10 +52,13 @@ class Announcer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wait = random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
 
-    def tell(self, reason: str, note: str, *, notice: str, now: float, warning: bool = False) -> None:
+    def tell(
+        self, reason: str, note: str, *, notice: str, now: float, warning: bool = False, at_once: bool = False
+    ) -> None:
         """Post one Event: ``now`` is its time, ``notice`` the id of what it is about."""
         if not self._settings.dry_run:
-            self._start(self._post(reason, note, notice, now, warning), notice)
+            wait = 0.0 if at_once else self._wait
+            self._start(self._post(reason, note, notice, now, warning, wait), notice)
 
     def send(self, message: Message, now: float) -> None:
         """Send one message to each outlet that wants its occasion."""
@@ -89,7 +92,9 @@ class Announcer:
         if not task.cancelled() and (error := task.exception()):
             log.error("telling failed", exc_info=error)
 
-    async def _post(self, reason: str, note: str, notice: str, now: float, warning: bool) -> None:
+    async def _post(
+        self, reason: str, note: str, notice: str, now: float, warning: bool, wait: float
+    ) -> None:
         node, end = self._settings.node, f" (notice {notice})"
         event: Json = {
             "apiVersion": "events.k8s.io/v1",
@@ -105,7 +110,8 @@ class Announcer:
             # As kubelet does: a node's events are looked up by the name in the place of the UID.
             "regarding": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
         }
-        await asyncio.sleep(self._wait)
+        if wait:
+            await asyncio.sleep(wait)
         try:
             await self._client.create(EVENTS, event)
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -154,7 +154,9 @@ class Drainer:
                 f"what these pods keep in emptyDir volumes on this node is lost with them: {_names(losing)}"
             )
             log.warning(note, extra=fields(notice=goal.notice.id))
-            self._announcer.tell("LocalDataLost", note, notice=goal.notice.id, now=now, warning=True)
+            self._announcer.tell(
+                "LocalDataLost", note, notice=goal.notice.id, now=now, warning=True, at_once=True
+            )
 
     def _judge(self, goal: Active, waiting: list[Pod], now: float) -> None:
         """Find out how far the drain is, and tell where that has changed."""
