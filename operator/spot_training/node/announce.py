@@ -29,10 +29,16 @@ MOST_UNDER_WAY: Final = 32
 """A source whose notices come and go could otherwise pile up messages to a server that does not answer."""
 
 SPREAD_SECONDS: Final = 1.0
-"""A node's Events wait for some part of this: where many nodes go at once, the API server takes the cordons first."""
+"""What can wait waits for some part of this, drawn by each agent for itself: where many nodes go at once, the API
+server has their cordons to take first."""
 
 FLUSH_SECONDS: Final = 3.0
 """So long may what is under way still take when the agent is told to stop: kubelet gives it five."""
+
+
+def lot() -> float:
+    """One agent's part of ``SPREAD_SECONDS``."""
+    return random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
 
 
 class Outlet(Protocol):
@@ -50,7 +56,8 @@ class Announcer:
     def __init__(self, settings: Settings, client: Client, outlets: Sequence[Outlet] = ()) -> None:
         self._settings, self._client, self._outlets = settings, client, outlets
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wait = random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
+        # After what the drain asks for, which has the first of these seconds.
+        self._wait = SPREAD_SECONDS + lot()
 
     def tell(
         self, reason: str, note: str, *, notice: str, now: float, warning: bool = False, at_once: bool = False
