@@ -24,7 +24,7 @@ from tests.unit.node import metadata
 from tests.unit.node.google import QUIET, Server
 
 TRIALS: Final = 1000
-NODES: Final = 120
+NODES: Final = 200
 LONG_POLL_TRIALS: Final = 60
 LONG_POLL_NODES: Final = 30
 MASS: Final = 200
