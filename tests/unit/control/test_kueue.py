@@ -153,6 +153,13 @@ def test_another_queue_is_for_the_next_attempt() -> None:
     assert labels["kueue.x-k8s.io/queue-name"] == "team", "a group must be in one queue"
 
 
+def test_an_edit_does_not_cost_the_place_in_the_queue() -> None:
+    scene = gate(queued())
+    scene.run()
+    scene.edit(deadlineSeconds=99_999).run()
+    assert (scene.current.attempt, scene.current.stop) == (1, None)
+
+
 def test_gates_of_others_are_waited_for_too() -> None:
     scene = Scene(spec(provisionTimeoutSeconds=10)).run()
     scene.change(node="", gated=True, trouble=GATED).run(1000)
