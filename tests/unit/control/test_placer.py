@@ -10,7 +10,7 @@ from spot_training.cluster.client import Client
 from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.placer import FEW, Placer
-from spot_training.control.policies.placement import Request
+from spot_training.control.policies.demand import Request
 from spot_training.control.world import Accepted, Job
 from tests.unit.control.build import GPU
 from tests.unit.control.objects import Json, raw_job, raw_node
