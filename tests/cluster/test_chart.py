@@ -9,29 +9,15 @@ import yaml
 
 from spot_training.node.message import FACTS, parse_body
 from tests.cluster.objects import Json, apply, kubectl
+from tests.cluster.rendering import helm, workloads
 from tests.kit import install, jobs, layout, manifests
-from tests.kit.kube import get, tool
-from tests.kit.shell import CommandError, run, wait_until
+from tests.kit.kube import get
+from tests.kit.shell import CommandError, wait_until
 
 SAMPLES: Final = install.ROOT / "manifests" / "samples"
 SOCKET: Final = "/run/eci-guest-agent.sock"
 OPERATOR: Final = f"system:serviceaccount:{install.NAMESPACE}:{install.RELEASE}"
 AGENT: Final = f"{OPERATOR}-agent"
-
-
-def helm(*words: str) -> str:
-    return run([tool("helm"), *words])
-
-
-def workloads(*words: str) -> dict[str, Json]:
-    """The pod templates that the chart renders, by their component."""
-    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
-    templates = [
-        each["spec"]["template"]
-        for each in yaml.safe_load_all(text[text.index("---") :])
-        if each and each["kind"] in ("Deployment", "DaemonSet", "StatefulSet", "Job")
-    ]
-    return {each["metadata"]["labels"]["app.kubernetes.io/component"]: each for each in templates}
 
 
 def test_the_chart_has_nothing_to_complain_about() -> None:

@@ -117,11 +117,14 @@ class Current(StatusModel):
 
 
 class Demotion(StatusModel):
-    """A pool that is tried last for a while, and why."""
+    """A pool that is tried last for a while, and why; ``avoid``: not tried at all until then."""
 
     pool: Word
     until: Time
     reason: Word
+    avoid: bool = False
+    message: Text = ""
+    times: int = 1
 
 
 class Fallback(StatusModel):
@@ -236,6 +239,12 @@ class SpotTrainingJobStatus(StatusModel):
     disruption_streak: int = 0
     start_streak: int = 0
     next_try_at: Time | None = None
+    priority: int = Field(
+        0, description="Of the template's priorityClassName, as the API server resolves it."
+    )
+    proven_pools: Annotated[list[Word], Field(max_length=64)] = Field(
+        [], description="Pools in which the program has got beyond its start."
+    )
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
     suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None

@@ -7,6 +7,7 @@ own takes a thread, in which it would read the caches while the loop changes the
 nothing in it grows with the cluster but the count of jobs by phase.
 """
 
+import asyncio
 import socket
 from collections import Counter as Tally
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -100,6 +101,7 @@ class Metrics:
         self._leader = Gauge(
             "spot_operator_leader", "1: this replica acts; 0: it stands by", registry=registry
         )
+        self._tasks = Gauge("spot_operator_tasks", "asyncio's tasks, kopf's among them", registry=registry)
         self._requests = Counter(
             "spot_operator_api_requests",
             "The operator's own requests to the API server (kopf's watches are not among them), by HTTP method "
@@ -121,6 +123,7 @@ class Metrics:
         self.registry.register(_Jobs(lambda: phases() if leading() else ()))
         self._queue_depth.set_function(queue_depth)
         self._leader.set_function(leading)
+        self._tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def note_request(self, verb: str, code: str) -> None:
         """The API server answered, or did not."""

@@ -9,7 +9,7 @@ from spot_training.api.status import Current
 from spot_training.control import kueue
 from spot_training.control.policies.affinity import confine, together
 from spot_training.control.policies.backoff import fraction
-from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.world import Job, Pool
 
 Json = dict[str, Any]

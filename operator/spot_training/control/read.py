@@ -13,6 +13,7 @@ from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
 from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
+from spot_training.control.policies.needs import capacity, pod_needs
 from spot_training.control.policies.price import read_price
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
 
@@ -95,11 +96,7 @@ def read_node(raw: Json) -> Node:
         ready_since=seconds(ready.get("lastTransitionTime")) or 0.0,
         schedulable=not spec.get("unschedulable", False),
         taints=taints,
-        capacity={
-            key: int(value)
-            for key, value in (status.get("allocatable") or {}).items()
-            if "/" in key and str(value).isdigit()
-        },
+        capacity=capacity(status.get("allocatable") or {}),
         notice=read_notice(taints, meta.get("annotations") or {}, added),
         out_of_service=any(taint.key in GONE_TAINTS for taint in taints),
         **_node_price((meta.get("annotations") or {}).get(names.PRICE)),
@@ -128,7 +125,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "uid": meta["uid"],
         "node": spec.get("nodeName") or "",
         "phase": status.get("phase") or "Pending",
-        "gpus": _gpus(spec),
+        "requests": pod_needs(spec),
         "removed": removed,
         "ended": _ended(spec, status),
     }
@@ -205,17 +202,6 @@ def _last_end(status: Json) -> float | None:
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
-
-
-def _gpus(spec: Json) -> dict[str, int]:
-    """Extended resources the pod holds: the sum over its containers."""
-    total: dict[str, int] = {}
-    for container in spec.get("containers") or ():
-        wanted = container.get("resources") or {}
-        for key, value in ((wanted.get("requests") or {}) | (wanted.get("limits") or {})).items():
-            if "/" in key and str(value).isdigit():
-                total[key] = total.get(key, 0) + int(value)
-    return total
 
 
 def _ended(spec: Json, status: Json) -> bool:

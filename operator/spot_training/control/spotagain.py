@@ -15,11 +15,10 @@ from spot_training.control.policies.fallback import (
     lost_seconds,
     saving,
 )
-from spot_training.control.policies.placement import choose
 from spot_training.control.policies.price import pool_price, write_amount
 from spot_training.control.spending import bill_of_ended, rank_rate, terms_of
 from spot_training.control.stopping import stop_attempt
-from spot_training.control.world import Pool
+from spot_training.control.world import Ask, Pool
 
 
 def consider_spot(draft: Draft) -> None:
@@ -69,9 +68,12 @@ def _spot_pool(draft: Draft) -> Pool | None:
         if pool.spec.capacity_type == "OnDemand" or name in demoted
     }
     # A job that queues would be let in anywhere, to wait there.
-    wanted = dataclasses.replace(wanted, queued=False, refused={**wanted.refused, **elsewhere})
-    choice = choose(wanted, draft.world)
-    return draft.world.pools.get(choice.pool) if choice.pool else None
+    draft.request = dataclasses.replace(wanted, queued=False, refused={**wanted.refused, **elsewhere})
+    choice = draft.world.choice
+    if choice is None or not choice.request.same(draft.request):
+        draft.asks.add(Ask.ROOM)
+        return None
+    return draft.world.pools.get(choice.pool) if choice.pool and not choice.provisioned else None
 
 
 def _saving(draft: Draft, pool: Pool) -> Decimal | None:
