@@ -1,5 +1,6 @@
 """On-demand machines standing in where no spot pool has room: when, for how much, and how long. Pure."""
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
@@ -16,7 +17,6 @@ from spot_training.control.policies.budget import (
     pod_deadline,
     share,
 )
-from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.policies.placement import Choice, Request
 from spot_training.control.policies.price import (
@@ -87,8 +87,8 @@ def _no_spot_since(draft: Draft) -> float:
     return moment(known) or draft.now
 
 
-def _members(draft: Draft, pool: Pool) -> list[Node]:
-    return [node for node in draft.world.nodes.values() if belongs(node, pool)]
+def _members(draft: Draft, pool: Pool) -> Collection[Node]:
+    return draft.world.members.get(pool.name, {}).values()
 
 
 def _unpaid(draft: Draft, pool: Pool) -> tuple[str, str] | None:
@@ -227,7 +227,7 @@ def limits(job: Job, world: World, now: float) -> tuple[int | None, tuple[str, .
     if made.capacity_type == "OnDemand" and made.price is not None:
         agreed = Decimal(made.price)
         ceiling = agreed if ceiling is None else min(agreed, ceiling)
-    members = (node for node in world.nodes.values() if belongs(node, pool)) if ceiling is not None else ()
+    members = world.members.get(pool.name, {}).values()
     return _limit(job, world, now), tuple(dearer_nodes(members, pool, world.prices, ceiling)[:MAX_AVOIDED])
 
 

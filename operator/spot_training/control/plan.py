@@ -273,7 +273,6 @@ def _place(draft: Draft) -> None:
         draft.asks.add(Ask.PLACEMENT)
         return
     draft.wake(choice.wake_at)
-    ondemand.note_search(draft, wanted, choice)
     if choice.anywhere:
         off = {}
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
