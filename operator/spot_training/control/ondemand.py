@@ -303,20 +303,29 @@ def _stop_for_money(draft: Draft) -> None:
     stop_attempt(draft, "BudgetExhausted", "Released", message, deadline)
 
 
-def note_not_started(draft: Draft) -> None:
-    """A spot pool that takes a gang and does not let it start is no room either: the wait has begun with it."""
-    known = draft.status.fallback is not None or terms_of(draft.current).capacity_type == "OnDemand"
-    if not known and draft.job.spec.on_demand.policy == "WhenNoSpot":
-        remember(draft, no_spot_since=draft.current.opened_at)
+def note_ended(draft: Draft) -> None:
+    """What the end of an attempt on spot machines means to the wait for them: where they ran, it begins anew; a
+    pool that takes a gang and does not let it start is no room, so there it has begun with the attempt.
+    """
+    current, end = draft.current, draft.current.end
+    if terms_of(current).capacity_type == "OnDemand" or end is None:
+        return
+    if current.running_at is not None:
+        draft.set(fallback=None)
+    elif end.reason == "ProvisionTimeout" and draft.job.spec.on_demand.policy == "WhenNoSpot":
+        known = draft.status.fallback.no_spot_since if draft.status.fallback else None
+        remember(draft, no_spot_since=known or current.opened_at)
 
 
 def settle(draft: Draft) -> None:
     """What the rest of the plan means to the fallback: on spot machines again, or not on on-demand ones any more."""
     current, fallback = draft.status.current, draft.status.fallback
+    if fallback is not None and draft.job.spec.suspend:
+        draft.set(fallback=None)
     if current is None:
         return
     on_demand = terms_of(current).capacity_type == "OnDemand"
-    if fallback is not None and not on_demand and current.running_at is not None:
+    if fallback is not None and not on_demand and current.running_at is not None and current.end is None:
         draft.set(fallback=None)
     if current.end is not None or not on_demand:
         if draft.status.fallback is not None:
