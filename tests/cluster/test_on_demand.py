@@ -3,13 +3,10 @@
 The claims are ones that no volume will ever bind, so the pods wait and nothing is spent.
 """
 
-import secrets
-from collections.abc import Iterator
-
 import pytest
 
 from spot_training.api.times import parse_time
-from tests.cluster.objects import Json, kubectl
+from tests.cluster.objects import Json
 from tests.cluster.scene import (
     Place,
     applied,
@@ -24,19 +21,14 @@ from tests.cluster.scene import (
 from tests.kit import jobs
 
 
-@pytest.fixture(scope="module")
-def place(namespace: str) -> Iterator[Place]:
-    """A spot pool without nodes, and an on-demand pool with one."""
-    made = Place(f"od-{secrets.token_hex(3)}", namespace)
+@pytest.fixture(scope="module", autouse=True)
+def _pools(place: Place) -> None:
+    """A spot pool without nodes, and on-demand pools with one, one of which says nothing of its price."""
     applied(
-        made.pool("spot", pricePerNodeHour="1.00", onDemandPricePerNodeHour="4.00"),
-        made.pool("paid", here=True, capacityType="OnDemand", pricePerNodeHour="4.00"),
-        made.pool("unknown", here=True, capacityType="OnDemand"),
+        place.pool("spot", pricePerNodeHour="1.00", onDemandPricePerNodeHour="4.00"),
+        place.pool("paid", here=True, capacityType="OnDemand", pricePerNodeHour="4.00"),
+        place.pool("unknown", here=True, capacityType="OnDemand"),
     )
-    yield made
-    kubectl("-n", namespace, "delete", "stj", "--all", "--wait=true")
-    for name in ("spot", "paid", "unknown"):
-        kubectl("delete", "spotpool", f"{made.names}-{name}", "--ignore-not-found")
 
 
 def job(place: Place, name: str, paid: str = "paid", **on_demand: object) -> Json:
