@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -14,11 +15,48 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+class Forked:
+    """A program in a fork of this process, in which torch is imported already: the part of Popen that is used here."""
+
+    def __init__(self, words: Sequence[str], env: dict[str, str]) -> None:
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(reader)
+            os._exit(self._run(words, env, writer))
+        os.close(writer)
+        self.stdout: IO[str] = os.fdopen(reader)
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float) -> int:
+        """The exit code; the output has been read to its end by now."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @staticmethod
+    def _run(words: Sequence[str], env: dict[str, str], writer: int) -> int:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = list(words)
+        try:
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            return 1
+        return 0
+
+
 @dataclass
 class Rank:
     """One process of an attempt, as its pod would run it."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | Forked
     termination_log: Path
     output: IO[str]
 
@@ -47,12 +85,14 @@ class Rank:
 
 @dataclass
 class Job:
-    """A job whose attempts run `examples/train.py` on this machine."""
+    """A job whose attempts run one of the examples on this machine."""
 
     directory: Path
     world: int
     arguments: list[str]
     launcher: list[str]
+    example: str = "train.py"
+    forked: bool = False
     attempts: list[list[Rank]] = field(default_factory=list)
 
     def start(self, **variables: str) -> list[Rank]:
@@ -81,16 +121,15 @@ class Job:
                 "LOCAL_RANK": "0",
                 **variables,
             }
-            process = subprocess.Popen(
-                [sys.executable, *self.launcher, str(ROOT / "examples" / "train.py"), *self.arguments],
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
+            words = [str(ROOT / "examples" / self.example), *self.arguments]
+            process = Forked(words, env) if self.forked else self._popen(words, env)
             ranks.append(Rank(process, log, (self.directory / f"output-{number}-{rank}").open("w+")))
         self.attempts.append(ranks)
         return ranks
+
+    def _popen(self, words: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+        command = [sys.executable, *self.launcher, *words]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def interrupt(self, at_step: int, number: signal.Signals, rank: int = 0) -> list[Rank]:
         """One attempt in which `rank` gets a signal once rank 0 has told of `at_step`."""
@@ -115,11 +154,11 @@ class Job:
 def make_job(tmp_path: Path) -> Callable[..., Job]:
     made: list[Job] = []
 
-    def make(world: int, *arguments: str, launcher: Sequence[str] = ()) -> Job:
+    def make(world: int, *arguments: str, launcher: Sequence[str] = (), **how: Any) -> Job:
         directory = tmp_path / f"job-{len(made)}"
         directory.mkdir()
         words = ["--save-every", "8", "--print-every", "1", *arguments]
-        made.append(Job(directory, world, words, list(launcher)))
+        made.append(Job(directory, world, words, list(launcher), **how))
         return made[-1]
 
     return make

@@ -29,6 +29,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from spot_training.train import report
+from spot_training.train.compression import check as check_compression
+from spot_training.train.directory import Keep
 from spot_training.train.environment import Settings
 from spot_training.train.ranks import find_ranks, is_lost_peer
 from spot_training.train.report import TerminationLog, log
@@ -60,11 +62,15 @@ class Training:
 
     `total_steps` None is a program that calls `complete` itself. Saves come every `save_every_steps` steps and
     `save_every_seconds` seconds (else as the operator says, else, with neither, every ten minutes); the newest
-    `keep` stay. `directory` is for runs outside the operator; the one that the operator mounts goes before it.
+    `keep` stay, and the first of each `keep_every_steps`. `compress` is ``"gzip"`` or, from Python 3.14 on, ``"zstd"``:
+    for slow disks. `directory` is for runs outside the operator; the one that the operator mounts goes before it.
 
     With `background` a save only copies the state to host memory, for which there must be room, and is written
     while the program goes on; one at a time: the next waits for it. With several ranks it counts from the next step
     on at which all have written. A save that fails is told at one of the next steps. The last one is waited for.
+
+    A model that is spread over the ranks (FSDP, DTensors), and its optimizer, are saved by all ranks, each its shards,
+    and loaded by any number of ranks. `sharded` says so where no model or optimizer in `state` shows it.
 
     With several ranks, make it after ``init_process_group`` on all of them. Raises ValueError, TypeError and
     RuntimeError for arguments and surroundings that make no sense, CheckpointError where the directory is unusable.
@@ -80,7 +86,10 @@ class Training:
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,
         keep: int = 2,
+        keep_every_steps: int | None = None,
+        compress: str | None = None,
         background: bool = False,
+        sharded: bool | None = None,
     ) -> None:
         settings = Settings.read()
         self.total_steps = total_steps
@@ -113,7 +122,7 @@ class Training:
         report.show_log()
         self._previous_hook = sys.excepthook
         sys.excepthook = self._on_uncaught  # from here on, what goes wrong is told to the operator
-        _check_positive(total_steps=total_steps, keep=keep)
+        _check_positive(total_steps=total_steps, keep=keep, keep_every_steps=keep_every_steps)
         _check_positive(save_every_steps=save_every_steps, save_every_seconds=save_every_seconds)
         place = Place(settings.directory(directory), settings.fence, settings.attempt, settings.resume_dir)
         common, own = check_parts(state, "state"), check_parts(per_rank or {}, "per_rank")
@@ -123,7 +132,15 @@ class Training:
                 "not in the main thread: SIGTERM and SIGINT are not noticed", extra={"event": "no-signals"}
             )
         self._ranks = find_ranks(settings.world_size)
-        self._store = Store(place, self._ranks, common, own, keep)
+        self._store = Store(
+            place,
+            self._ranks,
+            common,
+            own,
+            Keep(keep, keep_every_steps),
+            sharded,
+            check_compression(compress),
+        )
         self.passed_over = self._store.passed_over
 
     @property
@@ -190,16 +207,26 @@ class Training:
 
     def step_done(self) -> None:
         """Count one step. Saves when it is time; when told to stop, saves and ends the process with 143."""
+        if self.count_step():
+            self.act()
+
+    def count_step(self) -> bool:
+        """Count one step, and say whether it is time to `act`; all ranks get the same answer."""
         self.step += 1
         due = self._consult()
         if self.total_steps is not None and self.step >= self.total_steps:
-            return  # the save comes with the completion
+            return False  # the save comes with the completion
+        if self._stopping or due or (self._every_steps and self.step % self._every_steps == 0):
+            return True
+        if time.monotonic() - self._reported > _REPORT_SECONDS:
+            self._tell(report.RUNNING)
+        return False
+
+    def act(self) -> None:
+        """Save; when told to stop, end the process after that. All ranks, where `count_step` has said so."""
         if self._stopping:
             self.stop()
-        if due or (self._every_steps and self.step % self._every_steps == 0):
-            self.save()
-        elif time.monotonic() - self._reported > _REPORT_SECONDS:
-            self._tell(report.RUNNING)
+        self.save()
 
     def should_stop(self) -> bool:
         """Whether any rank has been told to stop. All ranks ask at the same point, and get the same answer."""

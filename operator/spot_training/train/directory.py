@@ -33,6 +33,7 @@ import os
 import re
 import shutil
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from spot_training.train import files
@@ -50,6 +51,22 @@ ACCEPTED: Final = "accepted.json"
 COMPLETED: Final = "completed.json"
 DAMAGED: Final = "damaged-"
 _STEP: Final = re.compile(r"step-(\d{12})")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the `newest` few and, where `every_steps` is set, the first of each so many steps."""
+
+    newest: int
+    every_steps: int | None = None
+
+    def choose(self, usable: list[Entry]) -> list[Entry]:
+        """Those that stay, of `usable`, which are the newest first."""
+        kept = usable[: self.newest]
+        if self.every_steps:
+            first = {entry.step // self.every_steps: entry for entry in usable}  # the oldest wins
+            kept += [entry for number, entry in first.items() if number and entry not in kept]
+        return kept
 
 
 class CheckpointDirectory:
@@ -130,8 +147,8 @@ class CheckpointDirectory:
         files.write_record(self._own / COMPLETED, self._about(COMPLETED) | record)
         self.completed = record
 
-    def prune(self, keep: int) -> bool:
-        """Remove all but the newest `keep` checkpoints, whichever of this and older attempts wrote them.
+    def prune(self, keep: Keep) -> bool:
+        """Remove all checkpoints but those to `keep`, whichever of this and older attempts wrote them.
 
         Those that were passed over are renamed, never removed. Does nothing and returns False once a newer
         attempt has started. Raises OSError where something cannot be removed.
@@ -146,7 +163,7 @@ class CheckpointDirectory:
         self._damaged = []
         own = _checkpoints(self._root, self.fence)
         usable = [*own, *self._inherited]
-        kept = {entry.name for entry in usable[:keep]}
+        kept = {entry.name for entry in keep.choose(usable)}
         for fence in attempts:
             for path, step in _step_directories(self._root / fence):
                 # Without a manifest, and newer than our newest: not a leftover, perhaps, but a save under way.

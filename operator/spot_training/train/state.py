@@ -15,9 +15,11 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
-from spot_training.train.files import CheckedFile
+from spot_training.train import compression
+from spot_training.train.files import CheckedFile, verify
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink, Written
@@ -59,11 +61,13 @@ def check_parts(parts: Mapping[str, Part], argument: str) -> dict[str, Part]:
 
 def capture(parts: Mapping[str, Part], argument: str) -> dict[str, Any]:
     """The states of all parts, ready to be written. Raises UnsavableStateError, which names the value."""
-    states = {
-        name: part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
-        for name, part in parts.items()
-    }
+    states = {name: take(part) for name, part in parts.items()}
     return {name: _portable(state, f"{argument}[{name!r}]") for name, state in states.items()}
+
+
+def take(part: Part) -> Any:
+    """The state of a part as it gives it."""
+    return part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
 
 
 def restore(parts: Mapping[str, Part], saved: Mapping[str, Any]) -> None:
@@ -116,21 +120,28 @@ def restore_random(states: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state, device)
 
 
-def suffix() -> str:
+def suffix(compress: str | None = None) -> str:
     """The kind of file that this process writes: torch's where torch has been imported."""
-    return TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
+    kind = TORCH_SUFFIX if "torch" in sys.modules else JSON_SUFFIX
+    return kind + (compression.SUFFIXES[compress] if compress else "")
 
 
-def write(content: Mapping[str, Any], sink: Sink) -> None:
-    """Write captured states in the format that `suffix` says."""
-    if suffix() == TORCH_SUFFIX:
+def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None = None) -> None:
+    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed."""
+    if isinstance(content, bytes):
+        sink.write(content)
+        return
+    target = compression.Compressing(sink, compress) if compress else sink
+    if "torch" in sys.modules:
         import torch
 
         with _without_checksums(torch):
-            torch.save(dict(content), sink)
+            torch.save(dict(content), target)
     else:
         # Not json.dump: it writes in thousands of small pieces.
-        sink.write(json.dumps(content).encode())
+        target.write(json.dumps(content).encode())
+    if isinstance(target, compression.Compressing):
+        target.finish()
 
 
 @contextlib.contextmanager
@@ -150,21 +161,25 @@ def _without_checksums(torch: Any) -> Iterator[None]:
 
 def read(file: BinaryIO, name: str) -> dict[str, Any]:
     """Read states back, in the format that the file's name says. Tensors are read into host memory."""
-    if name.endswith(TORCH_SUFFIX):
+    content = compression.expanded(file, name)
+    if TORCH_SUFFIX in Path(name).suffixes:
         import torch
 
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        states = torch.load(content, map_location="cpu", weights_only=True)
     else:
-        content = json.loads(file.read())
-    return dict(content)
+        states = json.loads(content.read())
+    return dict(states)
 
 
 def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
     """Read states back that are exactly what was written. Raises DamagedError where they are not.
 
     The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
-    the program, and whatever goes wrong on the way is then the damage's fault.
+    the program, and whatever goes wrong on the way is then the damage's fault. A compressed one is checked before.
     """
+    if compression.is_compressed(file.name):
+        verify(file, expected)
+        return read(file, file.name)
     with CheckedFile(file, expected) as checked:
         try:
             content = read(cast("BinaryIO", checked), file.name)

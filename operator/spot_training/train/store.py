@@ -8,20 +8,24 @@ verify its files, each its share; unless all find them whole, all pass it over a
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spot_training.train import files, state
+from spot_training.train import files, sharding, state
 from spot_training.train.background import Background, run_here
-from spot_training.train.directory import CheckpointDirectory
+from spot_training.train.directory import CheckpointDirectory, Keep
 from spot_training.train.fence import attempt_number
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
+from spot_training.train.named import name_parts, spread_parts
+from spot_training.train.opened import Opened, open_share
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
+from spot_training.train.sharding import Sharding
 from spot_training.train.snapshot import HostCopies
 
 if TYPE_CHECKING:
@@ -105,11 +109,23 @@ class Store:
     """Saves and loads the parts of one program. All methods but `note_completed` are called by all ranks together."""
 
     def __init__(
-        self, place: Place, ranks: Ranks, parts: Mapping[str, Part], per_rank: Mapping[str, Part], keep: int
+        self,
+        place: Place,
+        ranks: Ranks,
+        parts: Mapping[str, Part],
+        per_rank: Mapping[str, Part],
+        keep: Keep,
+        sharded: bool | None = None,
+        compress: str | None = None,
     ) -> None:
         self._ranks = ranks
-        self._parts = parts
+        self._parts = name_parts(parts)
+        self._plain = parts
         self._per_rank = per_rank
+        # Of a state that is spread over the ranks all must take their share together; any other, rank 0 takes alone.
+        self._sharded = bool(spread_parts(parts)) if sharded is None else sharded
+        self._sharding = Sharding(ranks, compress)
+        self._compress = compress
         self._keep = keep
         self._pruning = True
         self._copies = HostCopies()
@@ -135,12 +151,12 @@ class Store:
         for entry in candidates:
             manifest, problem = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
             if manifest:
-                contents, own_problem = self._read_share(entry, manifest)
-                problem = next((said for said in self._ranks.gather(own_problem) if said), None)
-                if not problem:
-                    self._restore(manifest, contents)
-                    return self._loaded(entry, manifest)
-                del contents
+                with contextlib.ExitStack() as stack:
+                    opened, own_problem = open_share(entry, manifest, self._ranks, stack)
+                    problem = next((said for said in self._ranks.gather(own_problem) if said), None)
+                    if not problem:
+                        self._restore(manifest, opened)
+                        return self._loaded(entry, manifest)
             self._pass_over(entry, problem or "is not whole")
         trouble = self._ask(lambda directory: directory.trouble, "cannot list the checkpoints")
         if candidates or trouble:
@@ -211,7 +227,11 @@ class Store:
     def _capture(self) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         """What this rank writes: the common state, if it is rank 0, and its own."""
         own = {"state": state.capture(self._per_rank, "per_rank"), "random": state.random_states()}
-        return (state.capture(self._parts, "state") if self._ranks.rank == 0 else None), own
+        common = None
+        if self._ranks.rank == 0 or self._sharded:
+            common = state.capture(self._parts, "state")
+        sharding.refuse_spread({"per_rank": own["state"], **({} if self._sharded else {"state": common})})
+        return common, own
 
     def _write_shares(
         self, path: Path, began: float, *, copy: bool
@@ -220,19 +240,9 @@ class Store:
 
         Raises as `save` does, CheckpointError for a disk's refusal.
         """
-        contents: dict[str, Any] = {}
-        failure: Exception | None = None
-        try:
-            common, own = self._capture()
-            contents[f"rank-{self._ranks.rank:05d}{state.suffix()}"] = own
-            if common is not None:
-                contents[f"state{state.suffix()}"] = common
-            if copy:
-                contents = self._copies.take(contents)
-        except Exception as error:  # whatever it is, the peers must hear of it before it is raised
-            failure, contents = error, {}
+        contents, failure = self._contents(copy=copy)
         taken = time.monotonic() - began
-        written, refusal, seconds = yield functools.partial(_write_files, path, contents)
+        written, refusal, seconds = yield functools.partial(_write_files, path, contents, self._compress)
         failure = failure or refusal
         refused = isinstance(failure, OSError)
         shares = self._ranks.gather((written, _words(failure) if failure else None, refused, taken + seconds))
@@ -246,6 +256,28 @@ class Store:
         files_of_all = {name: file for share, *_ in shares for name, file in share.items()}
         return files_of_all, max(share[3] for share in shares)
 
+    def _contents(self, *, copy: bool) -> tuple[dict[str, Any], Exception | None]:
+        """What this rank writes, by file name, and what went wrong, of which the peers must hear first."""
+        contents: dict[str, Any] = {}
+        try:
+            common, own = self._capture()
+            contents[f"rank-{self._ranks.rank:05d}{state.suffix(self._compress)}"] = own
+            if self._sharded and common is not None:
+                common, spread = sharding.separate(common)
+                self._sharding.prepare(spread)
+            if common is not None and self._ranks.rank == 0:
+                contents[f"state{state.suffix(self._compress)}"] = common
+        except Exception as error:
+            if self._sharded:
+                self._sharding.give_up()
+            return {}, error
+        try:
+            if self._sharded:
+                contents.update(self._sharding.share())
+            return (self._copies.take(contents) if copy else contents), None
+        except Exception as error:
+            return {}, error
+
     def _prune(self, directory: CheckpointDirectory) -> None:
         try:
             current = directory.prune(self._keep)
@@ -258,25 +290,12 @@ class Store:
             )
         self._pruning = current
 
-    def _read_share(self, entry: Entry, manifest: Manifest) -> tuple[dict[str, Any], str | None]:
-        """Verify this rank's share, and read of it what is this rank's own: all in one pass over each file."""
-        contents: dict[str, Any] = {}
-        own = f"rank-{self._ranks.rank:05d}"
-        try:
-            for name, expected in manifest.files.items():
-                stem = Path(name).stem
-                with (entry.path / name).open("rb") as file:
-                    if stem in ("state", own):
-                        contents["state" if stem == "state" else "own"] = state.read_verified(file, expected)
-                    elif int(stem.partition("-")[2]) % self._ranks.size == self._ranks.rank:
-                        files.verify(file, expected)
-        except (DamagedError, OSError, ValueError) as error:
-            return {}, _words(error)
-        return contents, None if "state" in contents else "has no file of state"
-
-    def _restore(self, manifest: Manifest, contents: Mapping[str, Any]) -> None:
-        state.restore(self._parts, contents["state"])
-        own = contents.get("own")
+    def _restore(self, manifest: Manifest, opened: Opened) -> None:
+        common, parts = opened.common(), self._parts
+        if self._sharded or opened.is_sharded:
+            parts, common = sharding.load(self._plain, common, opened.spread(), opened.shard)
+        state.restore(parts, common)
+        own = opened.own()
         if own:
             state.restore(self._per_rank, own["state"])
             state.restore_random(own["random"])
@@ -325,7 +344,7 @@ def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
 
 
 def _write_files(
-    path: Path, contents: Mapping[str, Any]
+    path: Path, contents: Mapping[str, Any], compress: str | None
 ) -> tuple[dict[str, Written], Exception | None, float]:
     """Write this rank's files: what was written, what went wrong, and the seconds that it took."""
     began = time.monotonic()
@@ -333,7 +352,9 @@ def _write_files(
     failure: Exception | None = None
     try:
         for name, content in contents.items():
-            written[name] = files.write_durably(path / name, functools.partial(state.write, content))
+            written[name] = files.write_durably(
+                path / name, functools.partial(state.write, content, compress=compress)
+            )
     except Exception as error:  # as above
         failure = error
     return written, failure, time.monotonic() - began

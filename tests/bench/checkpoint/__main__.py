@@ -9,14 +9,15 @@ import argparse
 import json
 import math
 import random
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
-from tests.bench.checkpoint.crashes import record_program, try_crashes
+from tests.bench.checkpoint.crashes import Crashes, record_program, try_crashes
 from tests.bench.checkpoint.damage import damage_trials
 from tests.bench.checkpoint.kills import kill_trials
 from tests.bench.report import ROOT, Report
@@ -24,6 +25,8 @@ from tests.kit import engine, install
 from tests.kit.images import build_image
 from tests.kit.shell import say
 
+_RECORDINGS: Final = 10
+"""Of programs that are killed at other instants of their saves, before the power fails."""
 _MEAN_TIME_BETWEEN_INTERRUPTIONS: Final = 3600.0
 """Seconds, for the interval at which to save: far more often than spot machines are taken."""
 
@@ -41,10 +44,14 @@ def kills(report: Report, arguments: argparse.Namespace, directory: Path) -> Non
 
 
 def crashes(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
-    for place in ("recorded", "crashed"):
-        (directory / place).mkdir()
-    record = record_program(directory / "recorded")
-    found = try_crashes(record, directory / "crashed", random.Random(arguments.seed), arguments.crashes)
+    chance = random.Random(arguments.seed)
+    found = Crashes()
+    for number in range(_RECORDINGS):
+        places = [directory / f"{word}-{number}" for word in ("recorded", "crashed")]
+        for place in places:
+            place.mkdir()
+        record = record_program(places[0], chance)
+        try_crashes(record, places[1], chance, found, arguments.crashes // _RECORDINGS)
     _show(found.torn_loads, found.older_than_acknowledged, found.not_loaded)
     report.value("crash_states", found.states, "states", ">= 1000")
     report.value("crash_instants", found.instants, "instants")
@@ -64,7 +71,8 @@ def damage(report: Report, arguments: argparse.Namespace, directory: Path) -> No
 
 def speed(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
     words = ["--megabytes", arguments.megabytes, "--trials", arguments.trials]
-    samples: dict[str, list[float]] = _in_training_image("speed", directory, "--directory", "/bench", *words)
+    program = ["python3", "-m", "tests.bench.checkpoint.speed", "--directory", "/bench", *map(str, words)]
+    samples: dict[str, list[float]] = json.loads(_in_training_image(directory, *program).splitlines()[-1])
     plain_save = median(samples["torch_save"])
     stalls = [stall / saved for stall, saved in zip(samples["stall"], samples["torch_save"], strict=True)]
     report.trials("torch_save_seconds", samples["torch_save"], "s")
@@ -85,12 +93,15 @@ def speed(report: Report, arguments: argparse.Namespace, directory: Path) -> Non
 
 
 def interruptions(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
-    words = ["--interruptions", arguments.interruptions, "--seed", arguments.seed]
-    results: dict[str, Any] = _in_training_image("interruptions", directory, *words)
-    for name, result in results.items():
-        say(f"{name}: {result['ways']} in {result['seconds']:.0f} s")
-        report.value(f"interruptions of {name}", result["interruptions"], "interruptions", ">= 20")
-        report.value(f"bitwise_equal of {name}", int(result["equal"]), "yes", "= 1")
+    test = "tests/train_torch/test_twenty_interruptions.py"
+    words = ["python3", "-m", "pytest", "-rA", "-c", "tests/train_torch/pytest.ini", test]
+    output = _in_training_image(directory, "sh", "-c", f"{' '.join(words)}; true")
+    found = re.findall(
+        r"^(PASSED|FAILED|ERROR) .*?test_twenty_interruptions\.py::\w+\[(.*?)\]", output, re.MULTILINE
+    )
+    _show([] if found and all(word == "PASSED" for word, _ in found) else output.splitlines()[-20:])
+    for word, name in found:
+        report.value(f"bitwise_equal {name}", int(word == "PASSED"), "yes", "= 1")
 
 
 _PARTS: Final[dict[str, Callable[[Report, argparse.Namespace, Path], None]]] = {
@@ -108,19 +119,17 @@ def _slowdown(cost: float) -> float:
     return 100 * cost / interval
 
 
-def _in_training_image(module: str, directory: Path, *words: object) -> Any:
-    """What a module of this package prints, as JSON, when it runs in the training image."""
+def _in_training_image(directory: Path, *command: str) -> str:
+    """What a command prints that runs in the training image, with `directory` at /bench."""
     engine.ensure()
     build_image(install.TRAINING_IMAGE, ROOT / "examples" / "Dockerfile", ROOT)
     directory.chmod(0o777)
-    output = engine.docker(
-        *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--shm-size=1g"),
+    return engine.docker(
+        *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp"),
         *("--volume", f"{ROOT}:/src:ro", "--volume", f"{directory}:/bench", "--workdir", "/src"),
-        *("--env", "PYTHONPATH=/src/operator:/src", install.TRAINING_IMAGE),
-        *("python3", "-m", f"tests.bench.checkpoint.{module}", *map(str, words)),
+        *("--env", "PYTHONPATH=/src/operator:/src", install.TRAINING_IMAGE, *command),
         timeout=1800,
     )
-    return json.loads(output.splitlines()[-1])
 
 
 def _show(*lists: list[str]) -> None:
@@ -138,7 +147,6 @@ def main() -> int:
     parser.add_argument("--damages", type=int, default=2000)
     parser.add_argument("--megabytes", type=int, default=500, help="size of the state that is saved")
     parser.add_argument("--trials", type=int, default=7, help="of what is measured in seconds")
-    parser.add_argument("--interruptions", type=int, default=20)
     parser.add_argument("--seed", type=int, default=20261121)
     parser.add_argument(
         "--directory", type=Path, default=ROOT / "build", help="on the disk that is to be tried"

@@ -6,6 +6,7 @@ Of everything else any part may be on the disk, in any order: a rename without t
 first, a torn sector, blocks that were given to a file and never written. Real file systems keep more of the order.
 """
 
+import contextlib
 import hashlib
 import random
 import shutil
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.bench.checkpoint.recording import Change, Note, Recording, Sync, Tree, Write, recording
+from spot_training.train import Training
+from tests.bench.checkpoint.recording import Change, Killed, Note, Recording, Sync, Tree, Write, recording
 from tests.bench.checkpoint.subject import Pattern, be_quiet, open_training, unflushed
 
 _SECTOR: Final = 512
@@ -23,6 +25,8 @@ _SIZE: Final = 6_000
 _RANDOM: Final = 30
 """Random states at each instant, beside the systematic ones."""
 _LATER: Final = 99
+_WITHIN_A_SAVE: Final = (11, 33)
+"""So many events after a program has begun to load, it saves."""
 
 
 @dataclass(frozen=True)
@@ -47,42 +51,54 @@ class Crashes:
     not_loaded: list[str] = field(default_factory=list)
 
 
-def record_program(directory: Path) -> Recording:
-    """Two attempts that save, at once and in the background, remove what is old, and complete."""
+def record_program(directory: Path, chance: random.Random) -> Recording:
+    """Attempts that save, at once and in the background, remove what is old, are killed in a save, and complete."""
     be_quiet()
     with recording(directory) as record:
-        for attempt in (1, 2):
-            for background in (False, True):
-                state = Pattern(_SIZE)
-                training = open_training(directory / "checkpoints", attempt, state, background=background)
-                training.load()
-                for _ in range(3):
-                    training.step += 1
-                    state.become(training.step)
-                    record.note("begun", training.step)
-                    save = training.save()
-                    if background:
-                        state.become(1_000_000)
-                    save.wait()
-                    record.note("acknowledged", training.step)
-                state.become(training.step)
-                if attempt == 2 and background:
-                    training.complete()
-                training.close()
+        _save(record, 1, steps=3, background=False)
+        _save(record, 1, steps=3, background=True)
+        for attempt in (2, 3, 4):
+            _save(record, attempt, steps=1, background=False)
+            record.ends_at = len(record.events) + chance.randint(*_WITHIN_A_SAVE)
+            with contextlib.suppress(Killed):
+                _save(record, attempt, steps=3, background=False)
+            record.ends_at = None
+        _save(record, 5, steps=2, background=False)
+        _save(record, 5, steps=1, background=True).complete()
     return record
 
 
+def _save(record: Recording, attempt: int, *, steps: int, background: bool) -> Training:
+    state = Pattern(_SIZE)
+    training = open_training(record.root / "checkpoints", attempt, state, background=background)
+    try:
+        training.load()
+        for _ in range(steps):
+            training.step += 1
+            state.become(training.step)
+            record.note("begun", training.step)
+            save = training.save()
+            if background:
+                state.become(1_000_000)
+            save.wait()
+            record.note("acknowledged", training.step)
+            state.become(training.step)
+        return training
+    finally:
+        training.close()
+
+
 def try_crashes(
-    record: Recording, directory: Path, chance: random.Random, limit: int | None = None
-) -> Crashes:
+    record: Recording, directory: Path, chance: random.Random, result: Crashes, limit: int
+) -> None:
     """Let the library load from what a crash may leave at any instant, laid out in `directory`.
 
     `limit` states are drawn from all; the same state twice is tried, and counted, once.
     """
     be_quiet()
     every = list(_crashes(record, chance))
-    drawn = every if limit is None else chance.sample(every, min(limit, len(every)))
-    result = Crashes(instants=len({crash.instant for crash in drawn}))
+    drawn = chance.sample(every, min(limit, len(every)))
+    result.instants += len({crash.instant for crash in drawn})
     seen: set[bytes] = set()
     for crash in drawn:
         tree = record.replay(_keeping(crash, chance))
@@ -90,8 +106,7 @@ def try_crashes(
         if digest not in seen:
             seen.add(digest)
             _try(record, crash, tree, directory / f"state-{len(seen)}", result)
-    result.states = len(seen)
-    return result
+    result.states += len(seen)
 
 
 def _crashes(record: Recording, chance: random.Random) -> Iterator[Crash]:

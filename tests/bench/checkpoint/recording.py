@@ -79,13 +79,21 @@ Tree = dict[str, bytes | None]
 """Paths below the root with their content; None is a directory."""
 
 
+class Killed(BaseException):
+    """The process that is recorded would be dead by now; nobody catches this on the way but who recorded it."""
+
+
 @dataclass
 class Recording:
-    """What happened below `root`; `directories` are the numbers that are directories'."""
+    """What happened below `root`; `directories` are the numbers that are directories'.
+
+    Once there are `ends_at` events, whatever would change something raises `Killed` instead, as if by SIGKILL.
+    """
 
     root: Path
     events: list[Event] = field(default_factory=list)
     directories: set[int] = field(default_factory=lambda: {ROOT})
+    ends_at: int | None = None
     _numbers: dict[int, int] = field(default_factory=dict)  # by inode; of a new file it is set anew
     _lock: threading.RLock = field(default_factory=threading.RLock)
     _count: int = 0
@@ -125,7 +133,11 @@ class Recording:
             f"{[path for path in seen.keys() & there.keys() if seen[path] != there[path]]} differ"
         )
 
-    # --- what the replaced functions call; under the lock, with the change just made ---
+    # --- what the replaced functions call, under the lock ---
+
+    def _live(self) -> None:
+        if self.ends_at is not None and len(self.events) >= self.ends_at:
+            raise Killed
 
     def _inside(self, path: str) -> bool:
         return path.startswith(f"{self.root}/")
@@ -165,6 +177,7 @@ class _RecordedFile(io.FileIO):
 
     def __init__(self, record: Recording, path: str, mode: str) -> None:
         with record._lock:
+            record._live()
             new = not os.path.lexists(path)
             assert new, f"{path} is written in place: that is for the model of a crash to learn first"
             super().__init__(path, mode)
@@ -173,6 +186,7 @@ class _RecordedFile(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         with self._record._lock:
+            self._record._live()
             offset = self.tell()
             count = super().write(data)
             assert count is not None
@@ -213,6 +227,7 @@ class _Recorded:
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         with self._record._lock:
+            self._record._live()
             self._really["mkdir"](path, mode, dir_fd=dir_fd)
             if self._record._inside(at := _where(path, dir_fd)):
                 self._record._born(at, directory=True)
@@ -225,6 +240,7 @@ class _Recorded:
 
     def _remove(self, how: str, path: Any, dir_fd: int | None) -> None:
         with self._record._lock:
+            self._record._live()
             at = _where(path, dir_fd)
             self._really[how](path, dir_fd=dir_fd)
             if self._record._inside(at):
@@ -232,6 +248,7 @@ class _Recorded:
 
     def rename(self, source: Any, target: Any) -> None:
         with self._record._lock:
+            self._record._live()
             self._really["rename"](source, target)
             old, new = _where(source), _where(target)
             if self._record._inside(old) or self._record._inside(new):
@@ -241,6 +258,7 @@ class _Recorded:
 
     def link(self, source: Any, target: Any) -> None:
         with self._record._lock:
+            self._record._live()
             self._really["link"](source, target)
             if self._record._inside(at := _where(target)):
                 self._record.events.append(Enter(*self._record._directory(at), self._record._node(at)))
@@ -248,6 +266,7 @@ class _Recorded:
     def fsync(self, descriptor: int) -> None:
         """Only noted: it is the notes that count here, and flushing takes its time."""
         with self._record._lock:
+            self._record._live()
             path = os.readlink(f"/proc/self/fd/{descriptor}")
             if self._record._inside(f"{path}/"):
                 self._record.events.append(Sync(self._record._node(path)))

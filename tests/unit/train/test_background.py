@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from spot_training.train import CheckpointError, PeerLostError, Preempted, Training
+from spot_training.train.directory import Keep
 from spot_training.train.store import Place, Store
 from tests.unit.train.programs import Surroundings, Weights, fence
 
@@ -303,7 +304,7 @@ def _run_ranks(size: int, program: Callable[[ThreadRanks], T]) -> list[T | Excep
 
 def _store(root: Path, ranks: ThreadRanks, get: Callable[[], Any], attempt: int = 1) -> Store:
     place = Place(root, fence(attempt), attempt, None)
-    return Store(place, ranks, {"model": (get, lambda _: None)}, {"own": (get, lambda _: None)}, keep=2)
+    return Store(place, ranks, {"model": (get, lambda _: None)}, {"own": (get, lambda _: None)}, Keep(2))
 
 
 def _go_on_until_saved(store: Store, ranks: ThreadRanks, step: int) -> tuple[Any, int]:

@@ -20,13 +20,15 @@ pytestmark = pytest.mark.usefixtures("surroundings")
 def record(tmp_path: Path) -> Recording:
     directory = tmp_path / "recorded"
     directory.mkdir()
-    return record_program(directory)
+    return record_program(directory, random.Random(20261121))
 
 
 def _try(record: Recording, tmp_path: Path) -> Crashes:
     directory = tmp_path / "crashed"
     directory.mkdir()
-    return try_crashes(record, directory, random.Random(20261121), limit=400)
+    crashes = Crashes()
+    try_crashes(record, directory, random.Random(20261121), crashes, limit=400)
+    return crashes
 
 
 def test_killed_at_random_instants_nothing_torn_is_loaded_and_nothing_acknowledged_is_lost(

@@ -1,0 +1,41 @@
+"""Interrupted twenty times at random, by every signal and on every rank: final weights equal to the last bit."""
+
+import random
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+INTERRUPTIONS, STEPS = 20, 120
+
+
+@pytest.mark.parametrize(
+    ("example", "world", "how"),
+    [
+        ("train.py", 1, ()),
+        ("train.py", 1, ("--background",)),
+        ("train.py", 4, ("--background",)),
+        ("fsdp.py", 4, ("--background",)),
+    ],
+)
+def test_twenty_random_interruptions_change_no_bit(
+    make_job: Callable[..., Any], example: str, world: int, how: tuple[str, ...]
+) -> None:
+    words = ("--steps", str(STEPS), "--batch", "16", *how)
+    expected = make_job(world, *words, example=example, forked=True).finish()
+    job = make_job(world, *words, example=example, forked=True)
+    chance = random.Random(20261121 + world)
+    resumed = 0
+    for _ in range(INTERRUPTIONS):
+        number = chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+        rank = chance.randrange(world)
+        # A kill loses what came after the last save: let there be one, each eight steps, most times.
+        ranks = job.interrupt(min(resumed + chance.randint(1, 10), STEPS - 10), number, rank)
+        ends = [each.end() for each in ranks]
+        if number != signal.SIGKILL:
+            assert [code for code, _ in ends] == [143] * world, ends
+        report = ranks[0].report()
+        resumed = report["checkpointStep"] or resumed
+        assert resumed < STEPS, "interrupted before its end"
+    assert job.finish() == expected
