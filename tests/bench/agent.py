@@ -1,8 +1,9 @@
 """The node agent: how soon it cordons, whether a full node is empty in time, what it costs at rest.
 
-    python -m tests.bench.agent [polled|waiting|mass|node|drain …]
+    python -m tests.bench.agent [idle|polled|waiting|daemonset|mass|drain …]
 
-Needs the cluster with the project installed (`make install`). Without words all parts run.
+Needs the cluster with the project installed (`make install`). Without words all parts run, twelve minutes; some of them
+report under a name of their own.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ PARTS: Final[dict[str, Callable[[Report], Awaitable[None]]]] = {
 
 async def measure(parts: list[str]) -> None:
     """Run these parts in order; what was measured before one fails is reported all the same."""
-    report = Report("agent")
+    report = Report("-".join(["agent", *(parts if parts != list(PARTS) else ())]))
     try:
         for part in parts:
             await PARTS[part](report)

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from spot_training.cluster.client import Client, core_path
+from tests.bench.agent_notice import COLD_SECONDS
 from tests.bench.report import Report
 from tests.kit import engine, install, layout, reach
 from tests.kit.fleet import Member, watched
@@ -24,7 +25,7 @@ Json = dict[str, Any]
 
 SPOT: Final = tuple(worker.name for worker in layout.WORKERS if worker.capacity_type == "spot")
 IDLE_SECONDS: Final = 60.0
-TRIALS: Final = 30
+TRIALS: Final = 15
 SEED: Final = 20_260_408
 
 NAMESPACE: Final = "bench-drain"
@@ -90,6 +91,7 @@ async def polled(report: Report, trials: int = TRIALS) -> None:
             after_answer.append(await asyncio.to_thread(_cordon_seconds, pod) - before)
             await asyncio.to_thread(control.withdraw, member.name)
             await member.until("the end of the cordon", lambda: not member.cordoned)
+            await asyncio.sleep(COLD_SECONDS)
 
     async with Client(reach.administrator()) as admin:
         found = {name: Member(name, reach.nobody()) for name in SPOT}

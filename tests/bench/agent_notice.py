@@ -14,28 +14,34 @@ from pathlib import Path
 from typing import Final
 
 from spot_training.api import names
-from spot_training.cluster.client import JSON_PATCH, ApiError, Client, node_path
+from spot_training.cluster.client import Client
 from spot_training.node.sources.eci import eci
 from spot_training.node.sources.gcp import gcp
 from tests.bench.report import Report
-from tests.kit.fleet import LABEL, Member, agents, members
+from tests.kit.fleet import LABEL, Member, add_taint, agents, members
 from tests.kit.guest_agent.many import GuestAgent
 from tests.unit.node import metadata
 from tests.unit.node.google import QUIET, Server
 
 TRIALS: Final = 1000
-NODES: Final = 40
+NODES: Final = 100
 LONG_POLL_TRIALS: Final = 60
-LONG_POLL_NODES: Final = 10
+LONG_POLL_NODES: Final = 30
 MASS: Final = 200
 NOTICE_SECONDS: Final = 240.0
+COLD_SECONDS: Final = 16.0
+"""After so long the agent has no connection left from an earlier request: as when there was no notice for days."""
+
+TAINTED_TOO: Final = 50
+"""So many of all nodes are tainted by another controller at the same time."""
+
 SEED: Final = 20_260_408
 
 OTHERS: Final = {"key": "example.com/somebody-elses", "effect": "PreferNoSchedule"}
 """What another controller taints each node with while the agents do."""
 
-TAINTS: Final = {LABEL, names.TAINT_RECLAIM, "node.kubernetes.io/unschedulable", OTHERS["key"]}
-"""What a node has in the end: its pool's, the agent's, the cordon's and the other controller's."""
+TAINTS: Final = {LABEL, names.TAINT_RECLAIM, "node.kubernetes.io/unschedulable"}
+"""What a node has in the end: its pool's, the agent's and the cordon's."""
 
 
 @asynccontextmanager
@@ -65,6 +71,7 @@ async def polled(report: Report, trials: int = TRIALS) -> None:
             after_answer.append(member.cordoned_at - guest.answered)
             guest.withdraw()
             await member.until("the end of the cordon", lambda: not member.cordoned)
+            await asyncio.sleep(COLD_SECONDS)
 
     async with members("bench-polled", NODES) as (_, chosen), guest_agents(chosen) as guests:
         sources = [eci(str(guest.socket)) for guest in guests]
@@ -93,6 +100,7 @@ async def long_polled(report: Report, trials: int = LONG_POLL_TRIALS) -> None:
             samples.append(member.cordoned_at - began)
             await server.change("preempted", QUIET["preempted"])
             await member.until("the end of the cordon", lambda: not member.cordoned)
+            await asyncio.sleep(COLD_SECONDS)
 
     async with members("bench-waiting", LONG_POLL_NODES) as (_, chosen), AsyncExitStack() as stack:
         servers = [Server() for _ in chosen]
@@ -109,17 +117,25 @@ async def mass(report: Report, count: int = MASS) -> None:
     async with members("bench-mass", count) as (admin, chosen), guest_agents(chosen) as guests:
         sources = [eci(str(guest.socket)) for guest in guests]
         async with agents(list(zip(chosen, sources, strict=True))):
+            await asyncio.sleep(COLD_SECONDS)
             for member in chosen:
                 member.codes.clear()
             began = [guest.reclaim(NOTICE_SECONDS) for guest in guests]
             await asyncio.gather(
                 *(cordoned(member) for member in chosen),
-                *(taint(admin, member) for member in chosen),
+                *(somebody_else(admin, member) for member in chosen[:TAINTED_TOO]),
             )
             took = [(member.cordoned_at or 0.0) - at for member, at in zip(chosen, began, strict=True)]
+            wanted = {
+                member.name: TAINTS | ({OTHERS["key"]} if n < TAINTED_TOO else set())
+                for n, member in enumerate(chosen)
+            }
             with suppress(TimeoutError):
-                await asyncio.gather(*(complete(member) for member in chosen))
-            lost = sum(len(TAINTS - member.taints) + len(TAINTS & set(member.vanished)) for member in chosen)
+                await asyncio.gather(*(complete(member, wanted[member.name]) for member in chosen))
+            lost = sum(
+                len(wanted[member.name] - member.taints) + len(wanted[member.name] & set(member.vanished))
+                for member in chosen
+            )
             conflicts = sum(member.codes.get(("PATCH", "409"), 0) for member in chosen)
             given_up = sum(not member.marked for member in chosen)
     report.trials("mass_cordon_max_seconds", took, "s", "<= 3", percentile=100)
@@ -133,29 +149,12 @@ async def cordoned(member: Member) -> None:
     await member.until("the cordon", lambda: member.cordoned_at is not None)
 
 
-async def complete(member: Member) -> None:
-    """Return when the node has every taint that it should have."""
-    await member.until("all taints", lambda: member.taints >= TAINTS)
-
-
-async def taint(admin: Client, member: Member) -> None:
-    """Add another controller's taint, as one should: bound to what was read, again after a conflict."""
+async def somebody_else(admin: Client, member: Member) -> None:
+    """Taint the node at a random moment of the second in which its agent does."""
     await asyncio.sleep(random.random())
-    while True:
-        node = await admin.get(node_path(member.name))
-        version = {
-            "op": "replace",
-            "path": "/metadata/resourceVersion",
-            "value": node["metadata"]["resourceVersion"],
-        }
-        try:
-            await admin.patch(
-                node_path(member.name),
-                [version, {"op": "add", "path": "/spec/taints/-", "value": OTHERS}],
-                JSON_PATCH,
-            )
-        except ApiError as error:
-            if error.code != 409:
-                raise
-        else:
-            return
+    await add_taint(admin, member.name, OTHERS)
+
+
+async def complete(member: Member, wanted: set[str]) -> None:
+    """Return when the node has all of these taints."""
+    await member.until("all taints", lambda: member.taints >= wanted)

@@ -170,11 +170,19 @@ WRONG_JOBS: list[Row] = [
     ({f"{CHECKPOINT}.mountpath": "/x"}, f"{CHECKPOINT}.mountpath", "unknown field"),
     ({"spec.recovery.maxFailure": 1}, "spec.recovery.maxFailure", "unknown field"),
     # What is not there yet
-    ({"spec.onDemand.policy": "WhenNoSpot"}, "spec.onDemand.policy", "only Never is available"),
-    ({"spec.onDemand.policy": "Deadline"}, "spec.onDemand.policy", "only Never is available"),
+    (
+        {"spec.onDemand": {"policy": "Deadline", "maxCost": "50.00"}},
+        "spec.onDemand.policy",
+        "Deadline is not available",
+    ),
     ({"spec.onDemand.policy": "Always"}, "spec.onDemand.policy", 'supported values: "Never"'),
-    ({"spec.onDemand.afterSeconds": 600}, "spec.onDemand.afterSeconds", LEAVE_OUT),
-    ({"spec.onDemand.maxCost": "50.00"}, "spec.onDemand.maxCost", LEAVE_OUT),
+    # On-demand machines and prices
+    ({"spec.onDemand.policy": "WhenNoSpot"}, "spec.onDemand.maxCost", "say how much may be spent"),
+    ({"spec.onDemand.afterSeconds": -1}, "spec.onDemand.afterSeconds", f"{MINIMUM} 0"),
+    ({"spec.onDemand.maxCost": "50 USD"}, "spec.onDemand.maxCost", "must be a decimal number in quotes"),
+    ({"spec.onDemand.maxCost": "-1"}, "spec.onDemand.maxCost", "must be a decimal number in quotes"),
+    ({"spec.maxPricePerNodeHour": "1,20"}, "spec.maxPricePerNodeHour", DECIMAL),
+    ({"spec.maxPricePerNodeHour": 2}, "spec.maxPricePerNodeHour", "must be of type string"),
     ({"spec.onDemand.maxCost": 50}, "spec.onDemand.maxCost", "must be of type string"),
     # Too many
     ({"spec.pools": ["a", "b", "a"]}, "spec.pools[2]", 'Duplicate value: "a"'),
@@ -299,7 +307,7 @@ def test_the_least_that_must_be_said_and_what_is_filled_in(namespace: str) -> No
         "suspend": False,
         "provisionTimeoutSeconds": 900,
         "checkpoint": {**made["spec"]["checkpoint"], "retain": "Always", "writer": "Other"},
-        "onDemand": {"policy": "Never"},
+        "onDemand": {"policy": "Never", "afterSeconds": 600},
         "recovery": {
             "maxFailures": 3,
             "backoff": {"initialSeconds": 10, "maxSeconds": 360},
@@ -331,7 +339,8 @@ def test_all_that_can_be_said_is_kept_and_a_null_is_as_good_as_nothing(namespace
             "nodeLostAfterSeconds": 1,
             "assumeGoneAfterSeconds": 1,
         },
-        onDemand={"policy": "Never", "afterSeconds": None, "maxCost": None},
+        onDemand={"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "50.00"},
+        maxPricePerNodeHour="12.5",
         provisionTimeoutSeconds=900,
         deadlineSeconds=172800,
         suspend=True,

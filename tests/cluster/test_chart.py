@@ -9,29 +9,15 @@ import yaml
 
 from spot_training.node.message import FACTS, parse_body
 from tests.cluster.objects import Json, apply, kubectl
+from tests.cluster.rendering import helm, workloads
 from tests.kit import install, jobs, layout, manifests
-from tests.kit.kube import get, tool
-from tests.kit.shell import CommandError, run, wait_until
+from tests.kit.kube import get
+from tests.kit.shell import CommandError, wait_until
 
 SAMPLES: Final = install.ROOT / "manifests" / "samples"
 SOCKET: Final = "/run/eci-guest-agent.sock"
 OPERATOR: Final = f"system:serviceaccount:{install.NAMESPACE}:{install.RELEASE}"
 AGENT: Final = f"{OPERATOR}-agent"
-
-
-def helm(*words: str) -> str:
-    return run([tool("helm"), *words])
-
-
-def workloads(*words: str) -> dict[str, Json]:
-    """The pod templates that the chart renders, by their component."""
-    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
-    templates = [
-        each["spec"]["template"]
-        for each in yaml.safe_load_all(text[text.index("---") :])
-        if each and each["kind"] in ("Deployment", "DaemonSet", "StatefulSet", "Job")
-    ]
-    return {each["metadata"]["labels"]["app.kubernetes.io/component"]: each for each in templates}
 
 
 def test_the_chart_has_nothing_to_complain_about() -> None:
@@ -49,6 +35,9 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollSeconds=0", "/agent/pollSeconds", "minimum: got 0, want 0.05"),
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
+        ("operator.priceConfigMap=Prices", "/operator/priceConfigMap", "does not match pattern"),
+        ("operator.costLabels=team", "/operator/costLabels", "got string, want array"),
+        ("operator.costLabels={te am}", "/operator/costLabels/0", "does not match pattern"),
         ("operator.metricsPort=0", "/operator/metricsPort", "minimum: got 0, want 1"),
         ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
         ("agent.providers.acme.enabled=true", "/agent/providers", "additional properties 'acme' not allowed"),
@@ -365,6 +354,21 @@ def test_nobody_may_do_what_he_need_not(who: str) -> None:
         if said.strip() != expected:
             wrong.append(f"{verb} {resource}/{sub}: {said.strip()}, not {expected} {complaint.strip()}")
     assert not wrong, wrong
+
+
+def test_the_operator_may_get_the_price_file_and_no_other_config_map() -> None:
+    text = helm("template", install.RELEASE, str(install.CHART), "--set", "operator.priceConfigMap=prices")
+    made = [each for each in yaml.safe_load_all(text[text.index("---") :]) if each]
+    (role,) = [
+        each for each in made if each["kind"] == "Role" and each["metadata"]["name"].endswith("-prices")
+    ]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["prices"], "verbs": ["get"]}
+    ]
+    pod = workloads("--set", "operator.priceConfigMap=prices", "--set", "operator.costLabels={team,a.b/c}")
+    env = {each["name"]: each.get("value") for each in pod["operator"]["spec"]["containers"][0]["env"]}
+    assert env["SPOT_PRICE_FILE"] == f"{install.NAMESPACE}/prices"
+    assert env["SPOT_COST_LABELS"] == "team,a.b/c"
 
 
 def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from spot_training.api import names
-from spot_training.cluster.client import JSON_PATCH, ApiError, Client, node_path
+from spot_training.cluster.client import Client
 from spot_training.node.sources.eci import eci
-from tests.kit.fleet import LABEL, Member, agents, members
+from tests.kit.fleet import LABEL, Member, add_taint, agents, members
 from tests.kit.guest_agent.many import GuestAgent
 
 COUNT = 20
@@ -34,24 +34,6 @@ async def fleet(unique: str) -> AsyncIterator[Fleet]:
             yield admin, chosen, guests
 
 
-async def tainted(admin: Client, member: Member) -> None:
-    """Another controller taints the node as well, at once again where it meets the agent's write."""
-    while True:
-        node = await admin.get(node_path(member.name))
-        version = node["metadata"]["resourceVersion"]
-        patch = [
-            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
-            {"op": "add", "path": "/spec/taints/-", "value": OTHERS},
-        ]
-        try:
-            await admin.patch(node_path(member.name), patch, JSON_PATCH)
-        except ApiError as error:
-            if error.code != 409:
-                raise
-        else:
-            return
-
-
 async def all_taints(member: Member) -> None:
     wanted = {LABEL, names.TAINT_RECLAIM, CORDON, OTHERS["key"]}
     await member.until("all taints", lambda: member.cordoned and member.taints >= wanted)
@@ -71,7 +53,7 @@ async def test_all_nodes_are_cordoned_at_once_and_no_taint_is_lost(fleet: Fleet)
     admin, chosen, guests = fleet
     for guest in guests:
         guest.reclaim(120)
-    await asyncio.gather(*(tainted(admin, member) for member in chosen))
+    await asyncio.gather(*(add_taint(admin, member.name, OTHERS) for member in chosen))
     for member in chosen:
         await all_taints(member)
     for guest in guests:

@@ -1,5 +1,6 @@
 """What keeps real pods from starting: the cause and what to do are said, nothing is counted, mending it is enough."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.cluster.objects import Json, changed
-from tests.cluster.scene import Place, applied, pods, status, wait_for
+from tests.cluster.scene import Place, applied, pods, status, wait_for, wait_reason
 from tests.kit import install, jobs, volumes
 from tests.kit.kube import get, kubectl
 
@@ -147,3 +148,38 @@ def test_an_exit_code_that_asks_for_another_try_uses_up_no_failure(place: Place)
         (suspect,) = state["suspectNodes"]
         uid = get(f"node/{node}")[0]["metadata"]["uid"]
         assert (suspect["name"], suspect["uid"], suspect["failures"]) == (node, uid, 1)
+
+
+def test_pods_that_a_queue_gates_wait_and_go_on_when_it_lets_them(place: Place) -> None:
+    """As with Kueue: its webhook's gates are in the template here, and its controller's part is played below."""
+    volume = f"{place.names}-queued"
+    volumes.make_volume(volume, "1Mi", claim=(place.namespace, "queued"))
+    volumes.make_claim(place.namespace, "queued", volume, "1Mi")
+    fields = {
+        "metadata.labels": {"kueue.x-k8s.io/queue-name": "team"},
+        "spec.template.spec.schedulingGates": [{"name": "kueue.x-k8s.io/admission"}],
+        f"{CONTAINER}.image": install.TRAINING_IMAGE,
+        f"{CONTAINER}.command": ["true"],
+    }
+    try:
+        applied(changed(place.job("queued", replicas=2), fields))
+        condition = wait_reason(place.namespace, "queued", "Queued")
+        assert "waiting in Kueue's queue team" in condition["message"]
+        assert status(place.namespace, "queued")["phase"] == "Pending"
+        gated = pods(place.namespace, "queued")
+        groups = {each["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] for each in gated}
+        counts = {each["metadata"]["annotations"]["kueue.x-k8s.io/pod-group-total-count"] for each in gated}
+        assert (len(gated), len(groups), counts) == (2, 1, {"2"})
+        patch = json.dumps([{"op": "remove", "path": "/spec/schedulingGates"}])
+        for each in gated:
+            kubectl(
+                "-n", place.namespace, "patch", "pod", each["metadata"]["name"], "--type=json", "-p", patch
+            )
+        wait_succeeded(place, "queued")
+        state = status(place.namespace, "queued")
+        assert (state["current"]["attempt"], state["disruptions"]) == (1, 0)
+        assert state["current"]["openedAt"] < state["current"]["admittedAt"]
+    finally:
+        kubectl("-n", place.namespace, "delete", "stj", "queued", "--ignore-not-found")
+        kubectl("-n", place.namespace, "delete", "pvc", "queued")
+        volumes.delete_volume(volume)

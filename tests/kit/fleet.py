@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from spot_training.api import names
-from spot_training.cluster.client import ApiError, Client, Connection, core_path, node_path
+from spot_training.cluster.client import JSON_PATCH, ApiError, Client, Connection, core_path, node_path
 from spot_training.node.agent import Agent
 from spot_training.node.metrics import Metrics
 from spot_training.node.situation import Settings
@@ -130,6 +130,23 @@ async def watched(admin: Client, selector: str, found: dict[str, Member]) -> Asy
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
+
+
+async def add_taint(admin: Client, node: str, taint: Json) -> None:
+    """Taint a node as any controller should: bound to what was read, and again where that was no longer so."""
+    while True:
+        version = (await admin.get(node_path(node)))["metadata"]["resourceVersion"]
+        patch: list[Json] = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
+            {"op": "add", "path": "/spec/taints/-", "value": taint},
+        ]
+        try:
+            await admin.patch(node_path(node), patch, JSON_PATCH)
+        except ApiError as error:
+            if error.code != 409:
+                raise
+        else:
+            return
 
 
 @asynccontextmanager

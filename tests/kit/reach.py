@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from spot_training.cluster.client import Connection
+from tests.kit import layout, network
 from tests.kit.kube import kubectl
 
 Json = dict[str, Any]
@@ -34,8 +35,9 @@ def bearer(token: str) -> Connection:
 
 
 def nobody(view: Json | None = None) -> Connection:
-    """A connection that is known by nothing."""
+    """A connection that is known by nothing: to the API server's own address, as the nodes have it."""
     view = view or json.loads(kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     cluster = view["clusters"][0]["cluster"]
     authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-    return Connection(cluster["server"], ssl.create_default_context(cadata=authority))
+    server = f"https://{network.address(layout.CONTROL_PLANE)}:6443"
+    return Connection(server, ssl.create_default_context(cadata=authority))

@@ -15,19 +15,45 @@ MAX_TIMELINE = 20
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"]
+EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
-``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
+``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
+was used up, or there was room on spot machines again) are not."""
+
+MAX_COST_ATTEMPTS = 10
+MAX_COST_NODES = 16
 
 
 class AttemptNode(StatusModel):
-    """A node that the attempt's pod ran on, with the price at its start."""
+    """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
+
+    From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
+    ``missed``: its pod was found to be gone, its end unseen.
+    """
 
     index: int
     name: Word
     uid: Word
     price: Decimal | None = None
+    gpus: int = 0
     start: Time | None = None
+    end: Time | None = None
+    missed: Time | None = None
+
+
+class Terms(StatusModel):
+    """What holds for the attempt from its opening on, whatever the pool's definition says later.
+
+    Prices are a node's for an hour, ``pod_price`` is a pod's at the most. ``budget_seconds``: so long may each of
+    its pods run, its grace and all, on what is left of ``onDemand.maxCost``.
+    """
+
+    capacity_type: Literal["Spot", "OnDemand"] = "Spot"
+    gpus_per_pod: int = 0
+    price: Decimal | None = None
+    on_demand_price: Decimal | None = None
+    pod_price: Decimal | None = None
+    budget_seconds: int | None = None
 
 
 class Stop(StatusModel):
@@ -82,6 +108,7 @@ class Current(StatusModel):
     resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
+    terms: Terms | None = None
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
@@ -90,11 +117,71 @@ class Current(StatusModel):
 
 
 class Demotion(StatusModel):
-    """A pool that is tried last for a while, and why."""
+    """A pool that is tried last for a while, and why; ``avoid``: not tried at all until then."""
 
     pool: Word
     until: Time
     reason: Word
+    avoid: bool = False
+    message: Text = ""
+    times: int = 1
+
+
+class Fallback(StatusModel):
+    """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
+
+    no_spot_since: Time | None = None
+    spot_since: Time | None = None
+
+
+class Bill(StatusModel):
+    """What machines cost. Hours are a node's: a pod with half of a node's GPUs uses half an hour in an hour.
+
+    ``on_demand_equivalent``: what the same hours would have cost on demand. ``unpriced_hours``: of machines whose
+    price nobody said; they are in no sum of money.
+    """
+
+    spot_hours: Decimal = "0"
+    on_demand_hours: Decimal = "0"
+    spent: Decimal = "0"
+    on_demand_spent: Decimal = "0"
+    on_demand_equivalent: Decimal = "0"
+    unpriced_hours: Decimal | None = None
+
+
+class NodeCost(StatusModel):
+    """What a machine of an attempt cost."""
+
+    index: int
+    name: Word
+    price: Decimal | None = None
+    hours: Decimal
+    spent: Decimal | None = None
+
+
+class AttemptCost(StatusModel):
+    """What an attempt cost, with its first nodes."""
+
+    attempt: int
+    pool: Word
+    capacity_type: Literal["Spot", "OnDemand"]
+    hours: Decimal
+    spent: Decimal
+    on_demand_equivalent: Decimal
+    nodes: Annotated[list[NodeCost], Field(max_length=MAX_COST_NODES)] = []
+
+
+class Cost(Bill):
+    """What the job has cost up to ``as_of``; ``ended`` is the part of attempts that are over.
+
+    ``held``: money of ``onDemand.maxCost`` that on-demand machines may have used unseen. ``attempts``: the newest.
+    """
+
+    saved_percent: int | None = None
+    held: Decimal | None = None
+    as_of: Time
+    ended: Bill = Bill()
+    attempts: Annotated[list[AttemptCost], Field(max_length=MAX_COST_ATTEMPTS)] = []
 
 
 class SuspectNode(StatusModel):
@@ -152,6 +239,12 @@ class SpotTrainingJobStatus(StatusModel):
     disruption_streak: int = 0
     start_streak: int = 0
     next_try_at: Time | None = None
+    priority: int = Field(
+        0, description="Of the template's priorityClassName, as the API server resolves it."
+    )
+    proven_pools: Annotated[list[Word], Field(max_length=64)] = Field(
+        [], description="Pools in which the program has got beyond its start."
+    )
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
     suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
@@ -160,6 +253,8 @@ class SpotTrainingJobStatus(StatusModel):
     checkpoint: CheckpointStatus | None = None
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
     lost_seconds: int = 0
+    cost: Cost | None = None
+    fallback: Fallback | None = None
     timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []
     conditions: Annotated[
         list[Condition],

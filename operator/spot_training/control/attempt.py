@@ -12,7 +12,7 @@ from spot_training.api.status import (
     EndClass,
     UndecidedExit,
 )
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
@@ -24,6 +24,7 @@ from spot_training.control.policies.classify import (
     undecided,
 )
 from spot_training.control.policies.fate import Fate
+from spot_training.control.spotagain import consider_spot
 from spot_training.control.starting import START_TROUBLES
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
@@ -49,7 +50,9 @@ def observe(draft: Draft) -> None:
     _settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
-    if not draft.asks and stop is not None and stop.cls is not None and all_stopped(draft, pods):
+    if draft.asks or stop is None or stop.cls is None:
+        return
+    if all_stopped(draft, pods) and spending.known_to_end(draft, pods):
         _end(draft, stop.cls, stop.cause, stop.message)
 
 
@@ -60,15 +63,8 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     bound = [pod for pod in pods.values() if pod.node and pod.index not in known]
     if not bound or not (len(bound) + len(known) == draft.job.replicas or current.started_at or current.stop):
         return
-    price = draft.pool.spec.price_per_node_hour if draft.pool else None
     made = [
-        AttemptNode(
-            index=pod.index,
-            name=pod.node,
-            uid=node.uid,
-            price=price,
-            start=draft.stamp(pod.started_at) if pod.started_at else None,
-        )
+        AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
         for pod in bound
         if (node := draft.node_of(pod)) is not None
     ]
@@ -165,12 +161,14 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
         stop_attempt(
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
-    else:
+    elif not ondemand.ended_by_budget(draft, pods):
         _note_ends(draft, pods)
         _note_refused(draft)
         _note_node_left(draft, pods)
         _note_mended(draft)
         _note_provision_timeout(draft, pods)
+        ondemand.watch(draft, pods)
+        consider_spot(draft)
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:

@@ -7,13 +7,14 @@ end of a deleted pod is often seen only in its last event.
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
-from spot_training.control.policies.fate import belongs
-from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.policies.fitting import PODS, shape_of
+from spot_training.control.policies.placement import Choice
 from spot_training.control.read import (
     is_ready,
     read_agent,
@@ -23,7 +24,9 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
+from spot_training.control.supply import Supply
 from spot_training.control.world import (
+    Accepted,
     Claim,
     Job,
     Node,
@@ -31,6 +34,7 @@ from spot_training.control.world import (
     Pool,
     Refusal,
     Reservation,
+    Shape,
     Source,
     Terms,
     World,
@@ -41,6 +45,9 @@ Json = Mapping[str, Any]
 
 MAX_GONE = 20_000
 """UIDs of the latest deletions of a kind, by which late answers about them are known."""
+MAX_INTERNED = 10_000
+"""Shapes of pods that are known by identity, so that comparing them costs nothing."""
+
 T = TypeVar("T")
 
 
@@ -124,12 +131,12 @@ class Cache:
     def __init__(self) -> None:
         self.jobs: Store[Job] = Store(read_job, _named, self._job_changed)
         self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
-        self.nodes: Store[Node] = Store(read_node, _name)
+        self.supply = Supply()
+        self.nodes: Store[Node] = Store(read_node, _name, self.supply.put_node)
         self.claims: Store[Claim] = Store(read_claim, _named, self._claim_changed)
         self.pods: Store[Pod] = Store(read_pod, _named)
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
-        self._used: dict[tuple[str, str], int] = defaultdict(int)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
         self.volumes: dict[str, Terms] = {}
@@ -138,6 +145,8 @@ class Cache:
         self._reserved = Reserved()
         self._stale: set[str] = set()
         """UIDs of jobs whose reservation is computed anew before it is next asked for."""
+        self._shapes: dict[str, tuple[tuple[object, ...], Shape]] = {}
+        self._interned: dict[Shape, Shape] = {}
 
     def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
         """Take in a pod; what was there before and what is there now (None: nothing new)."""
@@ -180,6 +189,7 @@ class Cache:
             del mine[pod_uid]
         if not mine:
             self._by_job.pop(uid, None)
+        self._shapes.pop(uid, None)
 
     def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
         """The pods of a job, tombstones included."""
@@ -219,7 +229,8 @@ class Cache:
         *,
         live: bool = False,
         leases: Mapping[str, float] | None = None,
-        dry_run: Refusal | bool | None = None,
+        dry_run: Accepted | Refusal | None = None,
+        choice: Choice | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
         refused: int = 0,
@@ -232,25 +243,16 @@ class Cache:
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),
-            used=self._used,
-            reservations=self._reservations(job.uid),
+            prices=self.supply.prices,
             agents=self._agents.keys(),
             live=live,
             leases=leases,
             dry_run=dry_run,
+            choice=choice,
             volumes=self.volumes,
             events=events,
             obstacle=obstacle,
             refused=refused,
-        )
-
-    def world_of_pools(self) -> World:
-        """What pools are made of: nodes, use and reservations, no job's own."""
-        return World(
-            nodes=self.nodes.items,
-            pools=self.pools.items,
-            used=self._used,
-            reservations=self._reservations(""),
         )
 
     def _claim_user(self, job: Job) -> str:
@@ -263,6 +265,47 @@ class Cache:
             if pod.job_uid != job.uid:
                 return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
+
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Room for opened attempts whose pods are not bound yet."""
+        self._freshen()
+        return self._reserved.all()
+
+    def starting_shapes(self) -> int:
+        """How many kinds of reservations there are."""
+        self._freshen()
+        return len(self._reserved)
+
+    def provisioning(self) -> Counter[str]:
+        """By pool, jobs whose attempt has pods that are not bound yet."""
+        self._freshen()
+        return self._reserved.jobs_by_pool()
+
+    @property
+    def prices(self) -> Mapping[str, Decimal]:
+        """What the price file says of a node's hour, by pool."""
+        return self.supply.prices
+
+    @prices.setter
+    def prices(self, prices: Mapping[str, Decimal]) -> None:
+        self.supply.put_prices(prices)
+
+    def users(self, pool: str) -> list[Job]:
+        """Jobs with an open attempt in the pool."""
+        return self._index.in_pool(pool)
+
+    def shape_of(
+        self, job: Job, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
+    ) -> Shape:
+        """The shape of the job's pods, worked out once."""
+        about = (job.generation, volumes, together, ceiling)
+        known = self._shapes.get(job.uid)
+        if known is None or known[0] != about:
+            made = shape_of(job.spec.template.spec, volumes, together, ceiling)
+            if len(self._interned) > MAX_INTERNED:
+                self._interned.clear()
+            known = self._shapes[job.uid] = about, self._interned.setdefault(made, made)
+        return known[1]
 
     def _source(self, job: Job) -> Source | None:
         """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
@@ -280,44 +323,40 @@ class Cache:
         claim = self.claims.items.get((job.namespace, name))
         return Source(named.job, other is not None, name, claim, min(users, default=""))
 
-    def _reservations(self, but: str) -> tuple[Reservation, ...]:
-        """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
+    def _freshen(self) -> None:
         for uid in self._stale:
             job = self._index.starting.get(uid)
-            self._reserved.put(uid, self._reservation(job) if job else None)
+            self.supply.version += self._reserved.put(uid, self._reservation(job) if job else None)
         self._stale.clear()
-        return self._reserved.without(but)
 
     def _reservation(self, job: Job) -> Reservation | None:
         """What a job whose attempt is starting reserves."""
         current = job.status.current
-        pool = self.pools.items.get(current.pool) if current else None
-        if current is None or pool is None or (current.queue and current.admitted_at is None):
+        if current is None or current.pool not in self.pools.items:
+            return None
+        if current.queue and current.admitted_at is None:
             return None
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
         if bound >= job.replicas:
             return None
-        resource = pool.spec.gpu_resource
-        each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.replicas - bound, current.node or "")
+        return Reservation(current.pool, self.shape_of(job), job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
         self._stale.update(job.uid for job in (before, after) if job is not None)
+        if after is None and before is not None:
+            self._shapes.pop(before.uid, None)
 
     def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
         if before is not None and (after is None or after.volume != before.volume):
             self.volumes.pop(before.volume, None)
 
     def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
-        if before is None or after is None or before.spec != after.spec:
+        self.supply.put_pool(before, after)
+        if before is None or after is None:
             self._stale.update(self._index.starting)
-
-    def members(self, pool: Pool) -> list[Node]:
-        """Nodes that the pool's selector matches."""
-        return [node for node in self.nodes.items.values() if belongs(node, pool)]
 
     def _link(self, pod: Pod) -> None:
         if pod.job_uid:
@@ -327,8 +366,7 @@ class Cache:
             self._by_claim[pod.namespace, pod.claim][pod.uid] = pod
         if pod.node and not pod.ended:
             self._by_node[pod.node][pod.uid] = pod
-            for resource, amount in pod.gpus.items():
-                self._used[pod.node, resource] += amount
+            self.supply.use(pod.node, _taken(pod), training=bool(pod.job_uid))
 
     def _unlink(self, pod: Pod, *, keep_tombstone: bool) -> None:
         if pod.job_uid:
@@ -348,10 +386,7 @@ class Cache:
             self._by_node[pod.node].pop(pod.uid, None)
             if not self._by_node[pod.node]:
                 del self._by_node[pod.node]
-            for resource, amount in pod.gpus.items():
-                self._used[pod.node, resource] -= amount
-                if not self._used[pod.node, resource]:
-                    del self._used[pod.node, resource]
+            self.supply.use(pod.node, _taken(pod), -1, training=bool(pod.job_uid))
 
     def _remembered(self, pod: Pod) -> bool:
         """Whether a tombstone is of use: the pod's job is still there."""
@@ -359,5 +394,10 @@ class Cache:
         return job is not None and job.uid == pod.job_uid
 
 
+def _taken(pod: Pod) -> dict[str, int]:
+    """What the pod takes of its node, its place among the pods included."""
+    return {**pod.requests, PODS: 1}
+
+
 def _tombstone(pod: Pod) -> Pod:
-    return dataclasses.replace(pod, removed=True, running=False)
+    return dataclasses.replace(pod, removed=True, running=False, unseen=not pod.ended)

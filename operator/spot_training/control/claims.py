@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from spot_training.control.draft import Draft
 from spot_training.control.policies.fate import belongs
-from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.world import Ask, Claim, Job, Source, Terms, World
 
 NEXT_TRY = {

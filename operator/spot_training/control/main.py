@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from spot_training.cluster.client import ApiError, Client
 from spot_training.control.connect import connection
@@ -15,15 +15,24 @@ from spot_training.control.election import Election, LeaderClient
 from spot_training.control.handlers import watch
 from spot_training.control.metrics import Metrics, serving
 from spot_training.control.operator import LISTS, Operator
+from spot_training.control.prices import PriceFile
 
 logger = logging.getLogger(__name__)
 
 _LEASE = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
-async def run(liveness: str | None, metrics_port: int, lease: str) -> None:
-    """Run until told to stop. ``lease``: namespace and name of the Lease, with a slash between."""
-    metrics, server = Metrics(), connection()
+async def run(
+    liveness: str | None,
+    metrics_port: int,
+    lease: str,
+    price_file: str = "",
+    cost_labels: Sequence[str] = (),
+) -> None:
+    """Run until told to stop. ``lease``, ``price_file``: namespace and name of the Lease, and of a ConfigMap where
+    there is one, with a slash between.
+    """
+    metrics, server = Metrics(cost_labels), connection()
     namespace, name = lease.split("/")
     # The container's first process is 1 each time: started again in its pod it need not wait for itself.
     me = f"{socket.gethostname()}_{os.getpid()}"
@@ -41,14 +50,31 @@ async def run(liveness: str | None, metrics_port: int, lease: str) -> None:
             await _check_crds(client)
             operator = Operator(client, metrics, lambda: election.leading)
             operator.rest()
+            prices = _prices(operator, price_file) if price_file else None
 
             async def work() -> None:
                 await operator.listed.wait()
+                if prices is not None:
+                    await prices.first()
                 async with asyncio.TaskGroup() as group:
+                    if prices is not None:
+                        group.create_task(prices.run(operator.prices_changed))
                     group.create_task(operator.follow())
                     group.create_task(election.run(operator.lead))
 
             await _beside(operator, work, liveness)
+
+
+def _prices(operator: Operator, price_file: str) -> PriceFile:
+    namespace, name = price_file.split("/")
+    return PriceFile(
+        operator.client,
+        operator.cache,
+        (namespace, name),
+        operator.announcer,
+        operator.metrics,
+        operator.reconciler.now,
+    )
 
 
 async def _beside(operator: Operator, work: Callable[[], Awaitable[None]], liveness: str | None) -> None:
@@ -92,6 +118,18 @@ def _port(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
 
 
+def _price_file(text: str) -> str:
+    if not text or _LEASE.fullmatch(text):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"{text!r} names no ConfigMap: give its namespace and name, as in spot/prices"
+    )
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _lease(text: str) -> str:
     if _LEASE.fullmatch(text):
         return text
@@ -120,6 +158,18 @@ def main(argv: list[str]) -> int:
         default=os.environ.get("SPOT_LEASE", "spot-training/spot-training-operator"),
         help="NAMESPACE/NAME of the Lease whose holder leads; others stand by (SPOT_LEASE)",
     )
+    parser.add_argument(
+        "--price-file",
+        type=_price_file,
+        default=os.environ.get("SPOT_PRICE_FILE", ""),
+        help="NAMESPACE/NAME of a ConfigMap with prices of node hours by SpotPool (SPOT_PRICE_FILE)",
+    )
+    parser.add_argument(
+        "--cost-labels",
+        type=_words,
+        default=os.environ.get("SPOT_COST_LABELS", ""),
+        help="labels of jobs by which metrics tell costs apart, with commas between (SPOT_COST_LABELS)",
+    )
     parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -127,5 +177,7 @@ def main(argv: list[str]) -> int:
     )
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(options.liveness, options.metrics_port, options.lease))
+    asyncio.run(
+        run(options.liveness, options.metrics_port, options.lease, options.price_file, options.cost_labels)
+    )
     return 0

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 from pydantic import ValidationError
@@ -22,7 +22,6 @@ from spot_training.control.cache import Cache, Store
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
-from spot_training.control.policies.fate import belongs
 from spot_training.control.pools import PoolReporter
 from spot_training.control.reconcile import Reconciler
 from spot_training.control.world import Job, Node
@@ -52,11 +51,19 @@ class Operator:
         self.metrics = metrics
         self.cache = Cache()
         self.listed = asyncio.Event()
-        self._waking = False
         self.announcer = Announcer(client, socket.gethostname())
-        self.reconciler = Reconciler(client, self.cache, self.announcer, self._job_changed, metrics)
+        self.reconciler = Reconciler(
+            client,
+            self.cache,
+            self.announcer,
+            self._job_changed,
+            metrics,
+            look=lambda key: self.jobs.add(key),
+        )
+        self.placer = self.reconciler.placer
         self.jobs = Dispatcher(self._reconcile)
-        self.pools = Dispatcher(PoolReporter(client, self.cache, self.reconciler.now).report, workers=2)
+        reporter = PoolReporter(client, self.cache, self.reconciler.now, self.placer.wake)
+        self.pools = Dispatcher(reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
         metrics.follow(
             lambda: (job.status.phase for job in self.cache.jobs.items.values()),
@@ -84,8 +91,11 @@ class Operator:
             )
 
     async def _reconcile(self, key: Hashable) -> float | None:
-        with self.metrics.reconcile_seconds.time():
-            return await self.reconciler.reconcile(key)
+        try:
+            with self.metrics.reconcile_seconds.time():
+                return await self.reconciler.reconcile(key)
+        finally:
+            self.placer.seen(cast(tuple[str, str], key))
 
     async def follow(self) -> None:
         """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
@@ -99,6 +109,7 @@ class Operator:
         self.jobs.open()
         self.pools.open()
         try:
+            self.placer.expect(self.cache.waiting())
             for key in self.cache.jobs.items:
                 self.jobs.add(key)
             for name in self.cache.pools.items:
@@ -113,6 +124,7 @@ class Operator:
         """Set nothing in motion until :meth:`lead`."""
         self.jobs.close()
         self.pools.close()
+        self.placer.rest()
 
     async def _catch_up(self) -> None:
         """What the former leader wrote last may not have come yet: GPUs that it gave away would be given again."""
@@ -162,14 +174,17 @@ class Operator:
             case "jobs":
                 self.cache.jobs.drop(key)
                 self.cache.forget_job(known.uid)
+                self._job_changed(known, None)
             case "nodes":
+                pools = self.cache.supply.pools_of(key)
                 self.cache.nodes.drop(key)
-                self._node_changed(known, None)
+                self._node_changed(known, None, pools)
             case "pools":
                 self.cache.pools.drop(key)
             case "claims":
                 self.cache.claims.drop(key)
-        self._wake_waiting()
+                self._wake_claim(key)
+        self.placer.wake()
 
     def _take_job(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         key = raw["metadata"]["namespace"], raw["metadata"]["name"]
@@ -190,8 +205,12 @@ class Operator:
         """
         ended_attempt = before is not None and before.open_attempt and not (after and after.open_attempt)
         ended_job = before is not None and not before.finished and (after is None or after.finished)
-        if ended_attempt or ended_job:
-            self._wake_waiting()
+        if ended_attempt:
+            self.placer.wake()
+        if ended_job and before is not None:
+            self._wake_claim((before.namespace, before.claim))
+        if after is None and before is not None:
+            self.placer.forget(before.key)
         for job in (before, after):
             if job is not None and job.status.current is not None:
                 self.pools.add_after(job.status.current.pool, POOL_REPORT_SECONDS)
@@ -209,49 +228,46 @@ class Operator:
             return
         if after.job_uid:
             self.jobs.add((after.namespace, after.job))
-        if (after.gpus or after.claim) and (after.ended or after.removed):
-            self._wake_waiting()
-        if after.gpus and (after.node or before is not None):
-            node = self.cache.nodes.items.get(after.node)
-            if node is not None:
-                self._report_pools(node)
+        done = after.ended or after.removed
+        if after.claim and done:
+            self._wake_claim((after.namespace, after.claim))
+        pools = self.cache.supply.pools_of(after.node)
+        if pools and (done or before is None or before.node != after.node):
+            self.placer.wake()
+            for name in pools:
+                self.pools.add_after(name, POOL_REPORT_SECONDS)
 
     def _take_node(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
+            pools = self.cache.supply.pools_of(name)
             gone = self.cache.nodes.drop(name, raw["metadata"]["uid"])
             if gone is not None:
-                self._node_changed(gone, None)
+                self._node_changed(gone, None, pools)
             return
+        pools = self.cache.supply.pools_of(name)
         _, before, after = self.cache.nodes.put(raw)
         if after is not None and after != before:
-            self._node_changed(before, after)
+            self._node_changed(before, after, pools)
 
-    def _node_changed(self, before: Node | None, after: Node | None) -> None:
-        for node in (before, after):
-            if node is not None:
-                self._report_pools(node)
+    def _node_changed(self, before: Node | None, after: Node | None, pools_before: tuple[str, ...]) -> None:
         name = after.name if after else before.name if before else ""
+        for pool in {*pools_before, *self.cache.supply.pools_of(name)}:
+            self.pools.add_after(pool, POOL_REPORT_SECONDS)
         for key in self.cache.jobs_on(name):
             self.jobs.add(key)
-        if after is not None and after.ready and after.schedulable and after.notice is None:
-            self._wake_waiting()
-
-    def _report_pools(self, node: Node) -> None:
-        for pool in self.cache.pools.items.values():
-            if belongs(node, pool):
-                self.pools.add_after(pool.name, POOL_REPORT_SECONDS)
+        self.placer.wake()
 
     def _take_pool(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
             self.cache.pools.drop(name, raw["metadata"]["uid"])
-            self._wake_waiting()
+            self.placer.wake()
             return
         _, before, after = self.cache.pools.put(raw)
         if after is not None and after != before:
             if before is None or before.spec != after.spec:
-                self._wake_waiting()
+                self.placer.wake()
             self.pools.add_after(name, POOL_REPORT_SECONDS)
 
     def _take_claim(self, type_: str | None, raw: Mapping[str, Any]) -> None:
@@ -262,16 +278,13 @@ class Operator:
             _, before, after = self.cache.claims.put(raw)
             changed = after is not None and after != before
         if changed:
-            for job in self.cache.with_claim(key):
-                self.jobs.add(job)
+            self._wake_claim(key)
 
-    def _wake_waiting(self) -> None:
-        """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
-        if not self._waking:
-            self._waking = True
-            asyncio.get_running_loop().call_soon(self._wake)
+    def prices_changed(self) -> None:
+        """What was too dear may not be so any more."""
+        self.placer.wake()
 
-    def _wake(self) -> None:
-        self._waking = False
-        for key in self.cache.waiting():
+    def _wake_claim(self, claim: tuple[str, str]) -> None:
+        """Look at the jobs that name the claim: whoever had it may be done with it."""
+        for key in self.cache.with_claim(claim):
             self.jobs.add(key)

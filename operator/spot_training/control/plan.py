@@ -9,13 +9,11 @@ from dataclasses import replace
 
 from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
-    attachable,
     claim_trouble,
-    needs_one_node,
     never_on_one_node,
     resume_trouble,
     source_of,
@@ -23,15 +21,19 @@ from spot_training.control.claims import (
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.placement import Request, choose
+from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import QUEUED, starting
-from spot_training.control.world import Ask, Job, World
+from spot_training.control.suitability import note_proven, unsuited
+from spot_training.control.world import Ask, Job, Refusal, World
 
 RETRY_REFUSED_SECONDS = 60.0
 RETRY_QUOTA_SECONDS = 15.0
 DEMOTED_SECONDS = 600.0
 """How long a pool is tried last on which a gang did not become whole, or that took a node from it."""
+
+AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 3600.0, 86400.0
+"""How long a pool that does not suit the program is not tried at all: first, and at most."""
 
 
 def plan(job: Job, world: World, now: float) -> Plan:
@@ -44,6 +46,7 @@ def plan(job: Job, world: World, now: float) -> Plan:
         return draft.plan()
     if job.open_attempt:
         observe(draft)
+        spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
@@ -51,6 +54,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
             _next(draft)
         if not draft.asks:
             _summarize(draft)
+    if not draft.asks:
+        ondemand.settle(draft)
+        spending.refresh(draft)
     return draft.plan()
 
 
@@ -67,13 +73,17 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    spending.close(draft)
     note_end(draft)
+    note_proven(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
         _finish(draft, False, end.reason, end.message)
     elif end.cls == "Disruption":
         _count_disruption(draft, end)
+    elif (unsuitable := unsuited(draft)) is not None:
+        _avoid(draft, current.pool, unsuitable)
     elif end.cls == "Failure":
         streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
@@ -89,6 +99,7 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
+            ondemand.note_not_started(draft)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
@@ -133,9 +144,21 @@ def _retry_after(draft: Draft, streak: int) -> None:
 
 
 def _demote(draft: Draft, pool: str, reason: str) -> None:
-    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    others = [each for each in draft.status.demoted_pools if each.pool != pool or each.avoid]
     made = Demotion(pool=pool, until=format_time(draft.now + DEMOTED_SECONDS), reason=reason)
     draft.set(demoted_pools=[*others, made][-64:])
+
+
+def _avoid(draft: Draft, pool: str, why: str) -> None:
+    """Keep the job off a pool that does not suit its program; each time for twice as long."""
+    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    before = next((each for each in draft.status.demoted_pools if each.pool == pool and each.avoid), None)
+    times = min(before.times + 1, 16) if before else 1
+    seconds = min(LONGEST_AVOIDED_SECONDS, AVOIDED_SECONDS * 2 ** (times - 1))
+    until = format_time(draft.now + seconds)
+    made = Demotion(pool=pool, until=until, reason="PoolUnsuitable", avoid=True, message=why, times=times)
+    draft.set(demoted_pools=[*others, made][-64:], next_try_at=None)
+    draft.tell("PoolUnsuitable", f"Pool {pool} is avoided until {until}: {why}", type_="Warning")
 
 
 def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
@@ -211,12 +234,10 @@ def _accepted(draft: Draft) -> bool:
     if said is None:
         draft.asks.add(Ask.DRY_RUN)
         return False
-    if said is True:
+    if not isinstance(said, Refusal):
         draft.condition("TemplateInvalid", False, "Accepted", "the API server accepts the pods")
-        draft.set(next_try_at=None)
+        draft.set(next_try_at=None, priority=said.priority)
         return True
-    if said is False:
-        raise AssertionError("a dry run is accepted or refused with a reason")
     wait = RETRY_QUOTA_SECONDS if said.temporary else RETRY_REFUSED_SECONDS
     reason = "PodsRefused" if said.temporary else "TemplateInvalid"
     draft.set(next_try_at=format_time(draft.now + wait))
@@ -231,33 +252,35 @@ def _accepted(draft: Draft) -> bool:
 def _place(draft: Draft) -> None:
     """Find a pool and open the attempt there."""
     job, status = draft.job, draft.status
-    demoted = [each for each in status.demoted_pools if (moment(each.until) or 0.0) > draft.now]
-    for each in demoted:
+    demoted = [each for each in status.demoted_pools if _remembered(draft, each)]
+    active = [each for each in demoted if (moment(each.until) or 0.0) > draft.now]
+    for each in active:
         draft.wake(moment(each.until))
-    last = frozenset(each.pool for each in demoted)
-    volumes, one_node = attachable(draft), needs_one_node(job, draft.world)
+    last = frozenset(each.pool for each in active if not each.avoid)
+    shut = {each.pool: _shut(each) for each in active if each.avoid}
+    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
+    wanted = ondemand.request(draft, last)
     if draft.asks:
         return
-    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
-    request = Request(
-        job.spec.replicas,
-        job.spec.template.spec,
-        job.spec.pools,
-        last,
-        one_node=one_node,
-        volumes=volumes,
+    request = draft.request = replace(
+        wanted,
+        refused={**wanted.refused, **shut},
         avoid=frozenset(off),
-        queued=bool(job.queue),
+        interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
     )
-    choice = choose(request, draft.world)
-    if choice.pool is None and off:
-        # Rather there than nowhere: it may have been the program after all.
+    choice = draft.world.choice
+    if choice is None or not choice.request.same(request):
+        draft.asks.add(Ask.PLACEMENT)
+        return
+    draft.wake(choice.wake_at)
+    ondemand.note_search(draft, wanted, choice)
+    if choice.anywhere:
         off = {}
-        choice = choose(replace(request, avoid=frozenset()), draft.world)
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
     if never is not None:
         _blocked_by_claim(draft, *never)
         return
+    ondemand.note_search(draft, request, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -268,7 +291,9 @@ def _place(draft: Draft) -> None:
     source = source_of(draft.world, job)
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
-    draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
+    reason = "Provisioning" if choice.provisioned else "PoolChosen"
+    draft.condition("CapacityAvailable", True, reason, choice.chosen)
+    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
         current=Current(
             attempt=number,
@@ -276,8 +301,9 @@ def _place(draft: Draft) -> None:
             opened_at=draft.stamp(),
             generation=job.generation,
             replicas=job.spec.replicas,
-            one_node=one_node or None,
+            one_node=request.one_node or None,
             node=choice.node or None,
+            terms=terms,
             queue=job.queue or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
@@ -285,8 +311,19 @@ def _place(draft: Draft) -> None:
         next_try_at=None,
         demoted_pools=demoted,
     )
+    ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+
+
+def _shut(demotion: Demotion) -> tuple[str, str]:
+    return "PoolAvoided", f"avoided until {demotion.until}: {demotion.message}"
+
+
+def _remembered(draft: Draft, demotion: Demotion) -> bool:
+    """A pool that was avoided is remembered beyond its time, so that the next time is longer."""
+    beyond = LONGEST_AVOIDED_SECONDS if demotion.avoid else 0.0
+    return (moment(demotion.until) or 0.0) + beyond > draft.now
 
 
 def _summarize(draft: Draft) -> None:

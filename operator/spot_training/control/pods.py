@@ -1,5 +1,6 @@
 """The objects that an attempt consists of, as manifests: pods, the gang's headless service, the claim. Pure."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -8,7 +9,7 @@ from spot_training.api.status import Current
 from spot_training.control import kueue
 from spot_training.control.policies.affinity import confine, together
 from spot_training.control.policies.backoff import fraction
-from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.world import Job, Pool
 
 Json = dict[str, Any]
@@ -95,8 +96,25 @@ def claim(job: Job) -> Json:
     }
 
 
-def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current | None = None) -> Json:
-    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen; ``opened``: the attempt's record."""
+def grace_seconds(job: Job, pool: Pool | None) -> int:
+    """The pods' grace: the user's own, else what the pool's notice leaves."""
+    own = (job.spec.template.spec.model_extra or {}).get("terminationGracePeriodSeconds")
+    notice = pool.spec.notice_seconds if pool else 60
+    return int(own) if own is not None else max(1, notice - names.DEADLINE_MARGIN_SECONDS)
+
+
+def pod(
+    job: Job,
+    attempt: int,
+    index: int,
+    pool: Pool | None,
+    opened: Current | None = None,
+    limit: int | None = None,
+    avoid: Sequence[str] = (),
+) -> Json:
+    """The pod of a rank. ``pool`` None: for a dry run, before a pool is chosen; ``opened``: the attempt's record;
+    ``limit``: seconds that it may run on the job's budget; ``avoid``: names of nodes that it is kept off.
+    """
     template = job.spec.template
     metadata: Json = template.metadata.to_json() if template.metadata else {}
     metadata["name"] = pod_name(job, attempt, index)
@@ -121,10 +139,12 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
     if "serviceAccountName" not in spec:
         # The program needs nothing from the API server; a token would only be there to be stolen.
         spec.setdefault("automountServiceAccountToken", False)
-    notice = pool.spec.notice_seconds if pool else 60
-    if spec.get("terminationGracePeriodSeconds") is None:
-        spec["terminationGracePeriodSeconds"] = max(1, notice - names.DEADLINE_MARGIN_SECONDS)
-    grace = spec["terminationGracePeriodSeconds"]
+    grace = spec["terminationGracePeriodSeconds"] = grace_seconds(job, pool)
+    metadata["annotations"].pop(names.BUDGET_SECONDS, None)
+    own_limit = spec.get("activeDeadlineSeconds")
+    if limit is not None and (own_limit is None or limit < own_limit):
+        spec["activeDeadlineSeconds"] = limit
+        metadata["annotations"][names.BUDGET_SECONDS] = str(limit)
     if pool is not None:
         spec["nodeSelector"] = {**(spec.get("nodeSelector") or {}), **pool.spec.node_selector}
         spec["tolerations"] = [
@@ -133,7 +153,7 @@ def pod(job: Job, attempt: int, index: int, pool: Pool | None, opened: Current |
         ]
     if opened is not None:
         kueue.join(metadata, job, opened)
-        confine(spec, opened.node or "", opened.avoid)
+        confine(spec, opened.node or "", [*opened.avoid, *avoid])
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [

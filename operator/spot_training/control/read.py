@@ -13,6 +13,8 @@ from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
 from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
+from spot_training.control.policies.needs import capacity, pod_needs
+from spot_training.control.policies.price import read_price
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
 
 Json = Mapping[str, Any]
@@ -41,6 +43,7 @@ def read_job(raw: Json) -> Job:
         spec=SpotTrainingJobSpec.model_validate(raw["spec"]),
         status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
         deleting="deletionTimestamp" in meta,
+        labels=meta.get("labels") or {},
         queue=(meta.get("labels") or {}).get(kueue.QUEUE, ""),
         priority_class=(meta.get("labels") or {}).get(kueue.PRIORITY, ""),
         version=meta.get("resourceVersion", ""),
@@ -93,14 +96,19 @@ def read_node(raw: Json) -> Node:
         ready_since=seconds(ready.get("lastTransitionTime")) or 0.0,
         schedulable=not spec.get("unschedulable", False),
         taints=taints,
-        capacity={
-            key: int(value)
-            for key, value in (status.get("allocatable") or {}).items()
-            if "/" in key and str(value).isdigit()
-        },
+        capacity=capacity(status.get("allocatable") or {}),
         notice=read_notice(taints, meta.get("annotations") or {}, added),
         out_of_service=any(taint.key in GONE_TAINTS for taint in taints),
+        **_node_price((meta.get("annotations") or {}).get(names.PRICE)),
     )
+
+
+def _node_price(text: str | None) -> dict[str, Any]:
+    """The node's own price, or what is wrong with it."""
+    try:
+        return {"price": read_price(text)} if text is not None else {}
+    except ValueError as error:
+        return {"price_trouble": f"{names.PRICE}: {error}"}
 
 
 def read_pod(raw: Json, removed: bool = False) -> Pod:
@@ -117,7 +125,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "uid": meta["uid"],
         "node": spec.get("nodeName") or "",
         "phase": status.get("phase") or "Pending",
-        "gpus": _gpus(spec),
+        "requests": pod_needs(spec),
         "removed": removed,
         "ended": _ended(spec, status),
     }
@@ -146,11 +154,14 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         deleting=deleted_at is not None,
         kill_at=deleted_at,
         grace=spec.get("terminationGracePeriodSeconds") or 30,
+        accepted_at=seconds(status.get("startTime")),
         # Kubelet says 1970 of a container that it could not start at all.
         started_at=seconds(started) or None,
         running="running" in state,
         gated=bool(spec.get("schedulingGates")),
         exit=_exit(ended) if ended else None,
+        ended_at=_last_end(status) if common["ended"] else None,
+        budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
         report=read_report(ended.get("message")),
         status_reason=_status_reason(status),
         disruption=_disruption(status),
@@ -182,19 +193,15 @@ def _status_reason(status: Json) -> str:
     return status.get("reason") or ""
 
 
+def _last_end(status: Json) -> float | None:
+    """When the last of the pod's containers ended, where kubelet knows."""
+    every = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    ends = [(each.get("state") or {}).get("terminated") or {} for each in every]
+    return max((seconds(each.get("finishedAt")) or 0.0 for each in ends), default=0.0) or None
+
+
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
-
-
-def _gpus(spec: Json) -> dict[str, int]:
-    """Extended resources the pod holds: the sum over its containers."""
-    total: dict[str, int] = {}
-    for container in spec.get("containers") or ():
-        wanted = container.get("resources") or {}
-        for key, value in ((wanted.get("requests") or {}) | (wanted.get("limits") or {})).items():
-            if "/" in key and str(value).isdigit():
-                total[key] = total.get(key, 0) + int(value)
-    return total
 
 
 def _ended(spec: Json, status: Json) -> bool:

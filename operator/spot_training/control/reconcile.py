@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -18,15 +19,17 @@ from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
+from spot_training.control.placer import Placer
 from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import read_terms
+from spot_training.control.policies.placement import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Ask, Job, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 6
-"""A plan asks for a live list, Leases, volumes, a dry run and Events at most, so a seventh round is a defect."""
+MAX_QUESTIONS = 8
+"""A plan asks for a live list, Leases, volumes, a dry run, Events and a pool at most: more rounds are a defect."""
 
 
 @dataclass
@@ -35,7 +38,8 @@ class _Facts:
 
     live: bool = False
     leases: dict[str, float] | None = None
-    dry_run: Refusal | bool | None = None
+    dry_run: Accepted | Refusal | None = None
+    choice: Choice | None = None
     events: dict[str, str] | None = None
 
 
@@ -50,6 +54,7 @@ class Reconciler:
         changed: Callable[[Job | None, Job | None], None],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        look: Callable[[tuple[str, str]], None] = lambda key: None,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -59,7 +64,7 @@ class Reconciler:
         self._clock = clock
         self._applier = Applier(client, cache)
         self._complaints = Complaints(client, cache, self.now)
-        self._placing = asyncio.Lock()
+        self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
 
     def now(self) -> float:
@@ -71,6 +76,7 @@ class Reconciler:
         job = self._cache.jobs.items.get(key)
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
             self._obstacles.pop(key, None)
+            self.placer.forget(cast(tuple[str, str], key))
             return None
         known = job
         try:
@@ -80,6 +86,9 @@ class Reconciler:
                 raise
             await self._refresh(job)
             return 0.05
+        if made.asks:
+            # Too many wait for a decision each; it is looked at again when there is one.
+            return None
         todo = actions(job, self._cache.world(job), self.now())
         if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
             return 0.05
@@ -96,16 +105,23 @@ class Reconciler:
         return max(0.05, made.wake_at - self.now())
 
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
-        """Plan and write. Opening an attempt takes GPUs from the others: one job at a time does that."""
+        """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
         made = await self._plan(job, facts)
-        if _opens(job, made):
-            async with self._placing:
-                made = await self._plan(job, facts)
-                return await self._write(job, made), made
-        return await self._write(job, made), made
+        if made.asks:
+            return job, made
+        if made.request is None:
+            self.placer.forget(job.key)
+        if not _opens(job, made) or facts.choice is None:
+            return await self._write(job, made), made
+        self.placer.opening(job, facts.choice)
+        try:
+            return await self._write(job, made), made
+        finally:
+            self.placer.opened(job)
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
+        now = self.now()
         attempt, obstacle = self._obstacles.get(job.key, (0, None))
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
@@ -113,14 +129,25 @@ class Reconciler:
                 live=facts.live,
                 leases=facts.leases,
                 dry_run=facts.dry_run,
+                choice=facts.choice,
                 events=facts.events,
                 obstacle=f"not all could be created: {obstacle}" if obstacle else "",
                 refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
             )
-            made = plan(job, world, self.now())
+            made = plan(job, world, now)
             if not made.asks:
                 return made
+            if made.request is not None and {Ask.PLACEMENT, Ask.ROOM} & made.asks:
+                # No other task runs between this decision and what is set aside for it.
+                decide = self.placer.decide if Ask.PLACEMENT in made.asks else self.placer.probe
+                facts.choice = decide(job, made.request)
+                if facts.choice is None:
+                    return made
+                continue
+            # Others may be decided for meanwhile.
+            facts.choice = None
             await self._look_up(job, made.asks, facts)
+            now = self.now()
         raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
 
     async def _write(self, job: Job, made: Plan) -> Job:
@@ -129,6 +156,7 @@ class Reconciler:
         written = await self._applier.write_status(job, made.status)
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
         self._metrics.note_write(job.status, made.status)
+        self._metrics.note_charge(job, made.status)
         self._announcer.tell(written, made.stories, self.now())
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)

@@ -54,7 +54,8 @@ TROUBLES: Final[Mapping[str, tuple[str, str]]] = {
 }
 """By the first word of what scheduler, kubelet or an Event says: our reason, and what to do."""
 
-START_TROUBLES: Final = frozenset(reason for reason, _ in TROUBLES.values())
+START_TROUBLES: Final = frozenset(reason for reason, _ in TROUBLES.values()) - {QUEUED}
+"""What an edit of the job may have mended. Who waits in a queue keeps his place."""
 
 
 def starting(draft: Draft) -> tuple[str, str]:

@@ -5,11 +5,16 @@ Times are seconds since the epoch in the API server's clock.
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from decimal import Decimal
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
+
+if TYPE_CHECKING:
+    from spot_training.control.policies.placement import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,7 @@ class Job:
     spec: SpotTrainingJobSpec
     status: SpotTrainingJobStatus
     deleting: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     queue: str = ""
     priority_class: str = ""
     version: str = field(default="", compare=False)
@@ -85,7 +91,12 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use GPUs."""
+    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request.
+
+    ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
+    ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
+    that was seen of it, and ``unseen``: not its end.
+    """
 
     namespace: str
     name: str
@@ -93,7 +104,7 @@ class Pod:
     node: str = ""
     phase: str = "Pending"
     created: float = 0.0
-    gpus: Mapping[str, int] = field(default_factory=dict)
+    requests: Mapping[str, int] = field(default_factory=dict)
     job: str = ""
     claim: str = ""
     job_uid: str = ""
@@ -102,9 +113,12 @@ class Pod:
     deleting: bool = False
     kill_at: float | None = None
     grace: int = 30
+    accepted_at: float | None = None
     started_at: float | None = None
     running: bool = False
     ended: bool = False
+    ended_at: float | None = None
+    budget_seconds: int | None = None
     gated: bool = False
     exit: Exit | None = None
     report: Report | None = None
@@ -112,6 +126,7 @@ class Pod:
     disruption: str = ""
     trouble: str = ""
     removed: bool = False
+    unseen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +164,8 @@ class Node:
     capacity: Mapping[str, int] = field(default_factory=dict)
     notice: Notice | None = None
     out_of_service: bool = False
+    price: Decimal | None = None
+    price_trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +231,51 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Accepted:
+    """The API server would take pod 0; ``priority``: what it resolves the template's priorityClassName to."""
+
+    priority: int = 0
+
+
+Toleration = tuple[str, str, str, str]
+"""Key, operator, value, effect; empty where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A kind of pod, as placement sees it.
+
+    ``needs`` by resource; ``volumes``: where its volumes can be attached; ``ceiling``: nodes that cost more for an
+    hour are not used.
+    """
+
+    needs: tuple[tuple[str, int], ...]
+    selector: tuple[tuple[str, str], ...] = ()
+    affinity: Terms = ()
+    tolerations: tuple[Toleration, ...] = ()
+    volumes: tuple[Terms, ...] = ()
+    ceiling: Decimal | None = None
+
+    def __hash__(self) -> int:
+        # Asked for a hundred thousand times in a pass; the rest seldom differs.
+        return hash(self.needs)
+
+    @property
+    def where(self) -> tuple[object, ...]:
+        """What decides which nodes take it, apart from room."""
+        return self.selector, self.affinity, self.tolerations, self.volumes, self.ceiling
+
+    def need(self, resource: str) -> int:
+        """How much a pod asks of that resource."""
+        return next((amount for name, amount in self.needs if name == resource), 0)
+
+
+@dataclass(frozen=True, slots=True)
 class Reservation:
-    """GPUs that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
+    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
 
     pool: str
-    resource: str
-    gpus_per_pod: int
+    shape: Shape
     pods: int
     node: str = ""
 
@@ -231,6 +287,8 @@ class Ask(Enum):
     LEASES = "the Leases of the gang's nodes"
     DRY_RUN = "a strict dry run of pod 0"
     EVENTS = "the Events of the pods that do not start"
+    PLACEMENT = "which pool takes the next attempt: decided for all jobs that wait, not for one"
+    ROOM = "which pool would take the gang now, beside what it has"
     VOLUMES = "the volumes behind the job's claims: to which nodes they can be attached"
 
 
@@ -238,12 +296,12 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``used``: GPUs in use by node and resource; ``leases``: last
-    renewal by node name, where asked for; ``agents``: names of nodes with a ready agent; ``dry_run``: ``None`` not
-    asked, ``True`` accepted, or a refusal; ``volumes``: by name, the nodes to which a PersistentVolume can be
-    attached, as far as looked up; ``events``: by pod UID, what its
-    Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
-    failed; ``refused``: the attempt of which a quota or another admission lets no more pods be made, or 0.
+    ``pods``: the job's, also those removed lately; ``prices``: of a node for an hour, by pool, where the price file
+    says so; ``leases``: last renewal by node name, where asked for; ``agents``: names of nodes with a ready agent;
+    ``dry_run`` and ``choice`` (what placement decided): where asked for; ``volumes``: by name, the nodes to which a
+    PersistentVolume can be attached, as far as looked up; ``events``: by pod UID, what its Events complain of, where
+    asked for; ``obstacle``: why the last try to create what is needed failed; ``refused``: the attempt of which a
+    quota or another admission lets no more pods be made, or 0.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -252,12 +310,12 @@ class World:
     claim: Claim | None = None
     claim_user: str = ""
     source: Source | None = None
-    used: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    reservations: tuple[Reservation, ...] = ()
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None
-    dry_run: Refusal | bool | None = None
+    dry_run: Accepted | Refusal | None = None
+    choice: "Choice | None" = None
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, Protocol
@@ -27,6 +28,9 @@ LONGEST_NOTE: Final = 1024
 MOST_UNDER_WAY: Final = 32
 """A source whose notices come and go could otherwise pile up messages to a server that does not answer."""
 
+SPREAD_SECONDS: Final = 1.0
+"""A node's Events wait for some part of this: where many nodes go at once, the API server takes the cordons first."""
+
 FLUSH_SECONDS: Final = 3.0
 """So long may what is under way still take when the agent is told to stop: kubelet gives it five."""
 
@@ -46,6 +50,7 @@ class Announcer:
     def __init__(self, settings: Settings, client: Client, outlets: Sequence[Outlet] = ()) -> None:
         self._settings, self._client, self._outlets = settings, client, outlets
         self._tasks: set[asyncio.Task[None]] = set()
+        self._wait = random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
 
     def tell(self, reason: str, note: str, *, notice: str, now: float, warning: bool = False) -> None:
         """Post one Event: ``now`` is its time, ``notice`` the id of what it is about."""
@@ -100,6 +105,7 @@ class Announcer:
             # As kubelet does: a node's events are looked up by the name in the place of the UID.
             "regarding": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
         }
+        await asyncio.sleep(self._wait)
         try:
             await self._client.create(EVENTS, event)
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -56,7 +56,7 @@ class Marker:
         """Keep the Node's marks right, for ever."""
         failures = 0
         while True:
-            goal, wanted = self._situation.goal, self._wanted()
+            goal = self._situation.goal
             pause: float | None
             try:
                 await self._pass()
@@ -69,11 +69,11 @@ class Marker:
                 log.warning(
                     "cannot mark the node", extra=fields(notice=name, error=str(error), failures=failures)
                 )
+                self._send(self._wanted())
             if goal is not None and not self._situation.attempted:
                 # Marked or not: pods do not wait for an API server that refuses the marks.
                 self._situation.attempted = True
                 self._situation.tell()
-            self._send(wanted)
             if pause is None or pause > 0:
                 await wait(self._changed, pause)
             else:

@@ -124,6 +124,8 @@ class Server:
         if parts[0] == "namespaces" and len(parts) > 2:
             namespace, parts = parts[1], parts[2:]
         kind, name = parts[0], parts[1] if len(parts) > 1 else ""
+        if kind not in self.objects:
+            return refusal(404, "NotFound", "the server could not find the requested resource")
         if request.query.get("watch"):
             return await self._watch(request, kind)
         body = await request.json() if request.can_read_body else {}

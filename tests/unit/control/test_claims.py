@@ -9,7 +9,7 @@ from spot_training.control.act import CreatePod, CreateService
 from spot_training.control.policies.affinity import describe, matches, read_terms
 from spot_training.control.read import read_claim
 from spot_training.control.world import Ask, Claim, Requirement, Reservation
-from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, spec
+from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, shape, spec
 
 ZONE = "topology.kubernetes.io/zone"
 ONCE = Claim("claim", "u", modes=("ReadWriteOnce",))
@@ -82,7 +82,7 @@ def test_one_pod_on_a_read_write_once_claim_is_free_to_go() -> None:
 
 def test_what_another_gang_has_reserved_on_a_node_is_taken_there_and_nowhere_else() -> None:
     scene = gang(pools=["a"])
-    scene.reservations = (Reservation("a", GPU, 2, 2, "a1"),)
+    scene.reservations = (Reservation("a", shape(2), 2, "a1"),)
     scene.step()
     assert scene.current.node == "a2"
 

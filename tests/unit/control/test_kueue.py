@@ -153,6 +153,13 @@ def test_another_queue_is_for_the_next_attempt() -> None:
     assert labels["kueue.x-k8s.io/queue-name"] == "team", "a group must be in one queue"
 
 
+def test_an_edit_does_not_cost_the_place_in_the_queue() -> None:
+    scene = gate(queued())
+    scene.run()
+    scene.edit(deadlineSeconds=99_999).run()
+    assert (scene.current.attempt, scene.current.stop) == (1, None)
+
+
 def test_gates_of_others_are_waited_for_too() -> None:
     scene = Scene(spec(provisionTimeoutSeconds=10)).run()
     scene.change(node="", gated=True, trouble=GATED).run(1000)
@@ -185,7 +192,7 @@ def test_what_waits_in_a_queue_reserves_nothing() -> None:
             "spec": {"nodeSelector": {"p": "a"}},
         }
         cache.pools.put(about)
-        return sum(each.pods for each in cache.world_of_pools().reservations)
+        return sum(each.pods for each in cache.reservations())
 
     assert reserved(queue="team") == 0
     assert reserved(queue="team", admittedAt="2026-04-08T05:01:00Z") == 2

@@ -179,6 +179,15 @@ def test_a_gang_of_which_a_quota_refuses_some_pods_gives_the_others_back_and_wai
     assert (scene.counts, scene.status.demoted_pools) == ((0, 0), [])
 
 
+def test_a_refusal_of_any_length_fits_the_status() -> None:
+    scene = Scene(spec(2)).run()
+    scene.remove(1, tombstone=False)
+    scene.obstacle, scene.refused = "exceeded quota: " + "x" * 5000, 1
+    scene.run()
+    assert scene.stop.cause == "PodsRefused"
+    assert len(scene.stop.message) == 1024
+
+
 def test_another_obstacle_is_tried_again_in_the_same_attempt() -> None:
     scene = Scene(spec(2)).run()
     scene.remove(1, tombstone=False)
@@ -211,7 +220,7 @@ def test_a_job_that_another_controller_manages_takes_no_part() -> None:
         {"metadata": {"name": "a", "uid": "p", "resourceVersion": "1"}, "spec": {"nodeSelector": {"p": "a"}}}
     )
     assert cache.waiting() == [("ns", "ours")]
-    assert cache.world_of_pools().reservations == ()
+    assert cache.reservations() == ()
     assert cache.world(cache.jobs.items["ns", "ours"]).claim_user == ""
 
 

@@ -77,6 +77,7 @@ async def test_what_stands_is_asked_at_each_scrape(server: tuple[Metrics, int]) 
     leading[0] = True
     seen = await scrape(port)
     assert sample(seen, "leader") == 1
+    assert sample(seen, "tasks") >= 1
     assert sample(seen, "jobs", phase="Running") == 2
     assert sample(seen, "jobs", phase="Failed") == 0
     assert sample(seen, "queue_depth") == 1

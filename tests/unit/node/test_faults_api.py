@@ -175,8 +175,10 @@ async def test_agent_killed_after_each_of_its_steps(api: Api, step: int) -> None
         await until("the end", lambda: "drained" in ear.occasion(), lambda: ear.heard)
     assert api.nodes[NODE]["spec"]["unschedulable"] is True
     assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
-    # That the notice came is told once; that the node is empty, once for each agent that finds it so unsaid.
-    assert ear.occasion() in (["notice", "drained"], ["notice", "drained", "drained"])
+    # That the notice came is told once, or not at all by one that was killed between the marks and the message; that
+    # the node is empty, once by each agent that finds it so and unsaid.
+    assert ear.occasion().count("notice") == 1 or step == 1, ear.heard
+    assert ear.occasion().count("drained") in (1, 2), ear.heard
 
 
 async def test_a_node_is_not_called_drained_by_what_a_dead_watch_does_not_show(api: Api) -> None:

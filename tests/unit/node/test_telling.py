@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping
 
 import pytest
+from aiohttp import web
 
 from spot_training.node import announce as announce_module
 from spot_training.node.announce import MOST_UNDER_WAY
@@ -98,6 +99,26 @@ async def test_a_node_that_cannot_be_marked_is_told_of_once(api: Api) -> None:
         await until(
             "many tries", lambda: sum("/nodes/" in one for one in api.requests) > 5, lambda: api.requests
         )
+    assert ear.occasion().count("notice") == 1
+
+
+async def test_a_notice_that_comes_in_the_middle_of_a_look_at_the_node_is_told_once(api: Api) -> None:
+    source, ear = Script(), Ear()
+
+    def fault(request: web.Request) -> web.StreamResponse | None:
+        if request.method == "PATCH":
+            return broken(403)
+        if source.answer is not answer:
+            source.answer = answer
+            agent._take(answer)
+        return None
+
+    answer = due(60)
+    async with working(api, source, outlets=[ear]) as agent:
+        await until("polls", lambda: source.asked > 5, lambda: source.asked)
+        api.fault = fault
+        agent.situation.tell()
+        await until("tries", lambda: sum("PATCH" in one for one in api.requests) > 3, lambda: api.requests)
     assert ear.occasion().count("notice") == 1
 
 

@@ -81,7 +81,9 @@ def _completed(case: Case) -> Judgement | None:
     done = case.pod.report is not None and case.pod.report.reason == "Completed"
     if case.pod.exit is None or case.pod.exit.code != 0:
         return None
-    if done or not (case.told or case.pod.disruption or case.pod.deleting):
+    # Kubelet, too, tells a pod to stop: one that has run for longer than it may.
+    told = case.told or case.pod.disruption or case.pod.deleting
+    if done or not (told or case.pod.status_reason == "DeadlineExceeded"):
         return Judgement("Completed", "Completed", "the program ended with exit code 0")
     return None
 
