@@ -78,6 +78,11 @@ test: lint ## Everything, on a real cluster that it brings up and takes down (KE
 bench-%: venv ## Measure, print a table and write build/bench/NAME.json: NAME is a module of tests/bench
 	@$(RUN) -m tests.bench.$*
 
+.PHONY: soak
+soak: install ## Half a day's churn in MINUTES (20), then nothing may be left; and many more runs of the state machine
+	@$(RUN) -m tests.bench.soak --minutes $(or $(MINUTES),20)
+	@SPOT_TRAINING_RUNS=$(or $(RUNS),5000) $(PY) -m pytest -q tests/unit/control/test_machine.py
+
 .PHONY: format
 format: venv ## Format the code and mend what the linter can
 	$(PY) -m ruff format .

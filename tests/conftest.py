@@ -19,6 +19,6 @@ def installed() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick layers first, so that a mistake shows in seconds."""
-    order = {"unit": 0, "cluster": 1, "e2e": 2}
+    order = {"unit": 0, "foreign": 1, "cluster": 2, "e2e": 3}
     root = Path(__file__).parent
-    items.sort(key=lambda item: order.get(item.path.relative_to(root).parts[0], 3))
+    items.sort(key=lambda item: order.get(item.path.relative_to(root).parts[0], 4))

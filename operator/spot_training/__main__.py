@@ -8,7 +8,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     command = words[0] if words else ""
     if command == "operator":
-        from spot_training.control.operator import main as run_operator
+        from spot_training.control.main import main as run_operator
 
         return run_operator(words[1:])
     if command == "agent":

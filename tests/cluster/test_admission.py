@@ -74,6 +74,26 @@ WRONG_JOBS: list[Row] = [
     ),
     ({"spec.recovery.maxFailures": -1}, "spec.recovery.maxFailures", f"{MINIMUM} 0"),
     ({"spec.recovery.maxDisruptions": -1}, "spec.recovery.maxDisruptions", f"{MINIMUM} 0"),
+    (
+        {"spec.recovery.retryableExitCodes": [0]},
+        "spec.recovery.retryableExitCodes[0]",
+        f"{MINIMUM} 1",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [256]},
+        "spec.recovery.retryableExitCodes[0]",
+        "should be less than or equal to 255",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": [3, 3]},
+        "spec.recovery.retryableExitCodes[1]",
+        "Duplicate value: 3",
+    ),
+    (
+        {"spec.recovery.retryableExitCodes": list(range(1, 66))},
+        "spec.recovery.retryableExitCodes",
+        "must have at most 64 items",
+    ),
     # Where checkpoints live
     ({CHECKPOINT: ABSENT}, CHECKPOINT, "Required value"),
     ({f"{CHECKPOINT}.mountPath": ABSENT}, f"{CHECKPOINT}.mountPath", "Required value"),
@@ -87,6 +107,16 @@ WRONG_JOBS: list[Row] = [
         {f"{CHECKPOINT}.claimName": "My_Claim"},
         f"{CHECKPOINT}.claimName",
         "must be the name of a PersistentVolumeClaim",
+    ),
+    (
+        {f"{CHECKPOINT}.resumeFrom": {"job": "Old_Job"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "must be the name of a SpotTrainingJob in the same namespace",
+    ),
+    (
+        {"metadata.name": "same", f"{CHECKPOINT}.resumeFrom": {"job": "same"}},
+        f"{CHECKPOINT}.resumeFrom.job",
+        "a job finds its own checkpoints by itself",
     ),
     (
         {f"{CHECKPOINT}.claimName": ABSENT, f"{CHECKPOINT}.claimTemplate": {**CLAIM, "accessModes": []}},
@@ -140,13 +170,20 @@ WRONG_JOBS: list[Row] = [
     ({f"{CHECKPOINT}.mountpath": "/x"}, f"{CHECKPOINT}.mountpath", "unknown field"),
     ({"spec.recovery.maxFailure": 1}, "spec.recovery.maxFailure", "unknown field"),
     # What is not there yet
-    ({"spec.onDemand.policy": "WhenNoSpot"}, "spec.onDemand.policy", "only Never is available"),
-    ({"spec.onDemand.policy": "Deadline"}, "spec.onDemand.policy", "only Never is available"),
+    (
+        {"spec.onDemand": {"policy": "Deadline", "maxCost": "50.00"}},
+        "spec.onDemand.policy",
+        "Deadline is not available",
+    ),
     ({"spec.onDemand.policy": "Always"}, "spec.onDemand.policy", 'supported values: "Never"'),
-    ({"spec.onDemand.afterSeconds": 600}, "spec.onDemand.afterSeconds", LEAVE_OUT),
-    ({"spec.onDemand.maxCost": "50.00"}, "spec.onDemand.maxCost", LEAVE_OUT),
+    # On-demand machines and prices
+    ({"spec.onDemand.policy": "WhenNoSpot"}, "spec.onDemand.maxCost", "say how much may be spent"),
+    ({"spec.onDemand.afterSeconds": -1}, "spec.onDemand.afterSeconds", f"{MINIMUM} 0"),
+    ({"spec.onDemand.maxCost": "50 USD"}, "spec.onDemand.maxCost", "must be a decimal number in quotes"),
+    ({"spec.onDemand.maxCost": "-1"}, "spec.onDemand.maxCost", "must be a decimal number in quotes"),
+    ({"spec.maxPricePerNodeHour": "1,20"}, "spec.maxPricePerNodeHour", DECIMAL),
+    ({"spec.maxPricePerNodeHour": 2}, "spec.maxPricePerNodeHour", "must be of type string"),
     ({"spec.onDemand.maxCost": 50}, "spec.onDemand.maxCost", "must be of type string"),
-    ({f"{CHECKPOINT}.resumeFrom": {"job": "old"}}, f"{CHECKPOINT}.resumeFrom", LEAVE_OUT),
     # Too many
     ({"spec.pools": ["a", "b", "a"]}, "spec.pools[2]", 'Duplicate value: "a"'),
     ({"spec.pools": "spot-a"}, "spec.pools", "must be of type array"),
@@ -270,7 +307,7 @@ def test_the_least_that_must_be_said_and_what_is_filled_in(namespace: str) -> No
         "suspend": False,
         "provisionTimeoutSeconds": 900,
         "checkpoint": {**made["spec"]["checkpoint"], "retain": "Always", "writer": "Other"},
-        "onDemand": {"policy": "Never"},
+        "onDemand": {"policy": "Never", "afterSeconds": 600},
         "recovery": {
             "maxFailures": 3,
             "backoff": {"initialSeconds": 10, "maxSeconds": 360},
@@ -302,7 +339,8 @@ def test_all_that_can_be_said_is_kept_and_a_null_is_as_good_as_nothing(namespace
             "nodeLostAfterSeconds": 1,
             "assumeGoneAfterSeconds": 1,
         },
-        onDemand={"policy": "Never", "afterSeconds": None, "maxCost": None},
+        onDemand={"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "50.00"},
+        maxPricePerNodeHour="12.5",
         provisionTimeoutSeconds=900,
         deadlineSeconds=172800,
         suspend=True,
@@ -416,6 +454,37 @@ def test_what_an_attempt_stands_on_is_changed_only_while_suspended(
         assert taken(changed(suspended, {"spec.suspend": False}))["spec"]["suspend"] is False
     finally:
         kubectl("-n", namespace, "delete", "stj", "changing", "--ignore-not-found")
+
+
+TEMPLATE = f"{CHECKPOINT}.claimTemplate"
+ONCE = "claimTemplate: cannot be changed, for its claim is made once"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "words"),
+    [
+        ({f"{TEMPLATE}.accessModes": ["ReadWriteOnce"]}, TEMPLATE, ONCE),
+        ({f"{TEMPLATE}.resources.requests.storage": "2Gi"}, TEMPLATE, ONCE),
+        ({f"{TEMPLATE}.storageClassName": "fast"}, TEMPLATE, ONCE),
+        ({"spec.managedBy": "example.org/third"}, "spec.managedBy", "managedBy: cannot be changed"),
+    ],
+)
+def test_what_is_made_once_is_never_changed(
+    changes: dict[str, Any], field: str, words: str, namespace: str
+) -> None:
+    template = {**CLAIM, "storageClassName": "slow"}
+    made = changed(
+        job("made-once", namespace, **FOREIGN), {f"{CHECKPOINT}.claimName": ABSENT, TEMPLATE: template}
+    )
+    taken(made)
+    try:
+        for suspend in (False, True):
+            assert_refused(apply(changed(made, {**changes, "spec.suspend": suspend})), field, words)
+        assert (
+            taken(changed(made, {f"{CHECKPOINT}.retain": "Never"}))["spec"]["checkpoint"]["retain"] == "Never"
+        )
+    finally:
+        kubectl("-n", namespace, "delete", "stj", "made-once", "--ignore-not-found")
 
 
 def test_what_may_be_changed_at_any_time(namespace: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from spot_training.cluster.client import (
+    JSON_PATCH,
     MERGE_PATCH,
     STRATEGIC_PATCH,
     ApiError,
@@ -146,6 +147,32 @@ def test_an_agent_cannot(token: str, what: str) -> None:
     assert said.startswith("refused"), said
     assert "spot-training:" in said, said
     assert why in said, said
+
+
+def test_an_agent_warns_with_a_soft_taint_of_ours_and_with_no_other(token: str) -> None:
+    def change(*operations: dict[str, Any]) -> str:
+        return as_agent(token, "PATCH", node_path(OWN), list(operations), JSON_PATCH)
+
+    def taints() -> list[dict[str, str]]:
+        found: list[dict[str, str]] = get(f"node/{OWN}")[0]["spec"]["taints"]
+        return found
+
+    ours = {"key": "spot.training/reclaim", "value": "rebalance", "effect": "PreferNoSchedule"}
+    foreign = {"key": "stolen", "value": "rebalance", "effect": "PreferNoSchedule"}
+    said = change({"op": "add", "path": "/spec/taints/-", "value": ours})
+    assert said == "done"
+    try:
+        said = change({"op": "add", "path": "/spec/taints/-", "value": foreign})
+        assert "only the taint spot.training/reclaim" in said, said
+        said = change({"op": "replace", "path": "/spec/taints/0/effect", "value": "PreferNoSchedule"})
+        assert "only the taint spot.training/reclaim" in said, said
+        place = f"/spec/taints/{taints().index(ours)}"
+        said = change({"op": "test", "path": place, "value": ours}, {"op": "remove", "path": place})
+        assert said == "done"
+        assert ours not in taints()
+    finally:
+        if ours in taints():
+            kubectl("taint", "node", OWN, "spot.training/reclaim:PreferNoSchedule-")
 
 
 def test_an_agent_deletes_pods_of_its_own_node_only(token: str, sleepers: dict[str, str]) -> None:

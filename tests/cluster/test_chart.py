@@ -7,30 +7,17 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from spot_training.node.message import FACTS, parse_body
 from tests.cluster.objects import Json, apply, kubectl
+from tests.cluster.rendering import helm, workloads
 from tests.kit import install, jobs, layout, manifests
-from tests.kit.kube import get, tool
-from tests.kit.shell import CommandError, run, wait_until
+from tests.kit.kube import get
+from tests.kit.shell import CommandError, wait_until
 
 SAMPLES: Final = install.ROOT / "manifests" / "samples"
 SOCKET: Final = "/run/eci-guest-agent.sock"
 OPERATOR: Final = f"system:serviceaccount:{install.NAMESPACE}:{install.RELEASE}"
 AGENT: Final = f"{OPERATOR}-agent"
-
-
-def helm(*words: str) -> str:
-    return run([tool("helm"), *words])
-
-
-def workloads(*words: str) -> dict[str, Json]:
-    """The pod templates that the chart renders, by their component."""
-    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
-    templates = [
-        each["spec"]["template"]
-        for each in yaml.safe_load_all(text[text.index("---") :])
-        if each and each["kind"] in ("Deployment", "DaemonSet", "StatefulSet", "Job")
-    ]
-    return {each["metadata"]["labels"]["app.kubernetes.io/component"]: each for each in templates}
 
 
 def test_the_chart_has_nothing_to_complain_about() -> None:
@@ -48,6 +35,9 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollSeconds=0", "/agent/pollSeconds", "minimum: got 0, want 0.05"),
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
+        ("operator.priceConfigMap=Prices", "/operator/priceConfigMap", "does not match pattern"),
+        ("operator.costLabels=team", "/operator/costLabels", "got string, want array"),
+        ("operator.costLabels={te am}", "/operator/costLabels/0", "does not match pattern"),
         ("operator.metricsPort=0", "/operator/metricsPort", "minimum: got 0, want 1"),
         ("agent.drain=maybe", "/agent/drain", "got string, want boolean"),
         ("agent.providers.acme.enabled=true", "/agent/providers", "additional properties 'acme' not allowed"),
@@ -57,9 +47,27 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
             "additional properties 'socket' not allowed",
         ),
         ("agent.providers.gcp.hostNetwork=1", "/agent/providers/gcp/hostNetwork", "want boolean"),
+        ("agent.providers.aws.endpoint=http://h/latest", "/agent/providers/aws/endpoint", "does not match"),
+        (
+            "agent.providers.eci.endpoint=http://h",
+            "/agent/providers/eci",
+            "additional properties 'endpoint' not allowed",
+        ),
         ("agent.onRebalance=panic", "/agent/onRebalance", "value must be one of 'taint', 'drain', 'ignore'"),
         ("agent.onMaintenance=", "/agent/onMaintenance", "value must be one of 'taint'"),
+        ("agent.waitForVolumes=1", "/agent/waitForVolumes", "want boolean"),
+        ("agent.webhook.url=https://x", "/agent/webhook", "additional properties 'url' not allowed"),
+        ("agent.webhook.body.text=$host", "/agent/webhook/body/text", "'$host' does not match pattern"),
+        ("agent.webhook.body.a[0].b=$", "/agent/webhook/body/a/0/b", "'$' does not match pattern"),
+        ("agent.hook.url=10.0.0.1/x", "/agent/hook/url", "does not match pattern"),
+        ("agent.hook.command=flush", "/agent/hook/command", "got string, want array"),
+        ("agent.hook.timeoutSeconds=0", "/agent/hook/timeoutSeconds", "minimum: got 0, want 1"),
+        ("agent.providers.azure.approve=1", "/agent/providers/azure/approve", "want boolean"),
+        ("agent.providers.azure.endpoint=http://h/x", "/agent/providers/azure/endpoint", "does not match"),
+        ("agent.providers.aws.approve=true", "/agent/providers/aws", "'approve' not allowed"),
         ("agent.providers.eci.socket=run/eci.sock", "/agent/providers/eci/socket", "does not match pattern"),
+        ("operator.replicas=0", "/operator/replicas", "minimum: got 0, want 1"),
+        ("operator.replicas=two", "/operator/replicas", "got string, want integer"),
         ("operator.logLevel=loud", "/operator/logLevel", "value must be one of 'debug', 'info'"),
         ("image.repository=", "/image/repository", "minLength: got 0, want 1"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy", "value must be one of 'Always'"),
@@ -193,11 +201,66 @@ def test_a_clouds_agent_mounts_nothing_and_only_googles_shares_the_hosts_network
     pod = workloads("--set", ",".join(settings))["agent"]["spec"]
     (container,) = pod["containers"]
     assert {"name": "SPOT_PROVIDER", "value": provider} in container["env"]
+    assert "SPOT_METADATA_ENDPOINT" not in {each["name"] for each in container["env"]}
     assert "volumes" not in pod and "volumeMounts" not in container
     assert pod.get("hostNetwork", False) is (provider == "gcp")
     assert pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
         "nodeSelectorTerms"
     ]
+
+
+def test_another_endpoint_is_told_to_that_providers_agent() -> None:
+    there = "http://[fd00:ec2::254]:80"
+    aws = "agent.providers.aws"
+    settings = f"agent.providers.eci.enabled=false,{aws}.enabled=true,{aws}.endpoint={there}"
+    (container,) = workloads("--set", settings)["agent"]["spec"]["containers"]
+    assert {"name": "SPOT_METADATA_ENDPOINT", "value": there} in container["env"]
+
+
+def agent_environment(**agent: Any) -> dict[str, Any]:
+    """The agent's variables where these values of it are set: a value, or where it comes from."""
+    pod = workloads("--set-json", f"agent={json.dumps(agent)}")["agent"]["spec"]
+    (container,) = pod["containers"]
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+
+
+def test_the_webhooks_url_comes_from_a_secret_that_may_be_missing() -> None:
+    assert not [name for name in agent_environment() if "WEBHOOK" in name or "HOOK" in name]
+    made = agent_environment(webhook={"secretName": "slack", "secretKey": "address"})
+    reference = {"name": "slack", "key": "address", "optional": True}
+    assert made["SPOT_WEBHOOK"] == "true"
+    assert made["SPOT_WEBHOOK_URL"] == {"secretKeyRef": reference}
+    assert "SPOT_WEBHOOK_BODY" not in made
+
+
+def test_the_webhooks_body_is_what_the_agent_takes_once_kubelet_has_expanded_it() -> None:
+    body = {"text": "<$text> costs $$5", "blocks": [{"a": "${node}", "n": 5, "t": True, "z": None}]}
+    made = agent_environment(webhook={"secretName": "slack", "body": body})
+    # kubelet makes $$ into $, and a variable of $(NAME) alone.
+    assert parse_body(made["SPOT_WEBHOOK_BODY"].replace("$$", "$")) == body
+
+
+def test_the_schema_knows_the_facts_that_the_agent_knows() -> None:
+    schema = json.loads((install.CHART / "values.schema.json").read_text())
+    assert f"({'|'.join(FACTS)})" in schema["definitions"]["filled"]["pattern"]
+
+
+def test_hooks_reach_the_agent_as_they_are_given() -> None:
+    hook = {"command": ["/bin/flush", 'a "b"'], "url": "http://$(HOST_IP):9000/notice", "timeoutSeconds": 30}
+    made = agent_environment(hook=hook)
+    assert made["HOST_IP"] == {"fieldRef": {"fieldPath": "status.hostIP"}}
+    assert json.loads(made["SPOT_HOOK_COMMAND"]) == hook["command"]
+    assert (made["SPOT_HOOK_URL"], made["SPOT_HOOK_TIMEOUT_SECONDS"]) == (hook["url"], "30")
+    only = agent_environment(hook={"url": hook["url"]})
+    assert json.loads(only["SPOT_HOOK_COMMAND"]) == []
+
+
+def test_only_azures_agent_is_told_whether_to_approve() -> None:
+    providers = {"eci": {"enabled": False}, "azure": {"enabled": True}}
+    assert agent_environment(providers=providers)["SPOT_AZURE_APPROVE"] == "false"
+    providers["azure"]["approve"] = True
+    assert agent_environment(providers=providers)["SPOT_AZURE_APPROVE"] == "true"
+    assert "SPOT_AZURE_APPROVE" not in agent_environment()
 
 
 @pytest.mark.parametrize(
@@ -254,6 +317,10 @@ RIGHTS: Final = {
         ("yes", "delete", "pods"),
         ("yes", "list", "nodes"),
         ("yes", "patch", "spottrainingjobs.spot.training/status"),
+        ("yes", "get", "persistentvolumes"),
+        ("yes", "list", "events"),
+        ("no", "list", "persistentvolumes"),
+        ("no", "patch", "persistentvolumes"),
         ("no", "patch", "nodes"),
         ("no", "patch", "nodes/status"),
         ("no", "create", "pods/eviction"),
@@ -270,6 +337,8 @@ RIGHTS: Final = {
         ("no", "list", "spottrainingjobs.spot.training"),
         ("no", "patch", "spottrainingjobs.spot.training/status"),
         ("no", "list", "persistentvolumeclaims"),
+        ("no", "get", "persistentvolumes"),
+        ("no", "list", "volumeattachments.storage.k8s.io"),
         *(("no", *each) for each in NOBODY),
     ],
 }
@@ -287,10 +356,66 @@ def test_nobody_may_do_what_he_need_not(who: str) -> None:
     assert not wrong, wrong
 
 
+def test_the_operator_may_get_the_price_file_and_no_other_config_map() -> None:
+    text = helm("template", install.RELEASE, str(install.CHART), "--set", "operator.priceConfigMap=prices")
+    made = [each for each in yaml.safe_load_all(text[text.index("---") :]) if each]
+    (role,) = [
+        each for each in made if each["kind"] == "Role" and each["metadata"]["name"].endswith("-prices")
+    ]
+    assert role["rules"] == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["prices"], "verbs": ["get"]}
+    ]
+    pod = workloads("--set", "operator.priceConfigMap=prices", "--set", "operator.costLabels={team,a.b/c}")
+    env = {each["name"]: each.get("value") for each in pod["operator"]["spec"]["containers"][0]["env"]}
+    assert env["SPOT_PRICE_FILE"] == f"{install.NAMESPACE}/prices"
+    assert env["SPOT_COST_LABELS"] == "team,a.b/c"
+
+
 def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:
     for namespace, expected in (("kube-node-lease", "yes"), ("kube-system", "no")):
         words = ["auth", "can-i", "-n", namespace, f"--as={OPERATOR}", "get", "leases.coordination.k8s.io"]
         assert kubectl(*words)[1].strip() == expected, namespace
+
+
+def test_the_operator_has_one_lease_of_its_own() -> None:
+    own = f"leases.coordination.k8s.io/{install.RELEASE}"
+    for verb, what, namespace, expected in (
+        ("create", "leases.coordination.k8s.io", install.NAMESPACE, "yes"),
+        ("update", own, install.NAMESPACE, "yes"),
+        ("get", own, install.NAMESPACE, "yes"),
+        ("update", "leases.coordination.k8s.io/another", install.NAMESPACE, "no"),
+        ("delete", own, install.NAMESPACE, "no"),
+        ("list", "leases.coordination.k8s.io", install.NAMESPACE, "no"),
+        ("create", "leases.coordination.k8s.io", "default", "no"),
+        ("update", own, "default", "no"),
+        ("update", own, "kube-system", "no"),
+    ):
+        words = ["auth", "can-i", "-n", namespace, f"--as={OPERATOR}", verb, what]
+        assert kubectl(*words)[1].strip() == expected, words
+
+
+def rendered(kind: str, *words: str) -> list[Json]:
+    text = helm("template", install.RELEASE, str(install.CHART), "--namespace", install.NAMESPACE, *words)
+    return [each for each in yaml.safe_load_all(text[text.index("---") :]) if each and each["kind"] == kind]
+
+
+def test_replicas_are_apart_and_are_not_drained_together() -> None:
+    (made,) = rendered("Deployment")
+    pod = made["spec"]["template"]["spec"]
+    labels = made["spec"]["selector"]["matchLabels"]
+    assert made["spec"]["replicas"] == 2
+    assert [(it["topologyKey"], it["whenUnsatisfiable"]) for it in pod["topologySpreadConstraints"]] == [
+        ("kubernetes.io/hostname", "ScheduleAnyway"),
+        ("topology.kubernetes.io/zone", "ScheduleAnyway"),
+    ]
+    assert all(it["labelSelector"]["matchLabels"] == labels for it in pod["topologySpreadConstraints"])
+    (budget,) = rendered("PodDisruptionBudget")
+    assert (budget["spec"]["selector"]["matchLabels"], budget["spec"]["maxUnavailable"]) == (labels, 1)
+    # The one that is alone can be drained: a budget would hold up its node for ever.
+    (alone,) = rendered("Deployment", "--set", "operator.replicas=1")
+    assert alone["spec"]["replicas"] == 1
+    assert "topologySpreadConstraints" not in alone["spec"]["template"]["spec"]
+    assert rendered("PodDisruptionBudget", "--set", "operator.replicas=1") == []
 
 
 def test_the_agent_is_on_every_spot_node_and_on_no_other_and_the_operator_on_none() -> None:

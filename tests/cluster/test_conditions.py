@@ -68,6 +68,14 @@ def _shrink(place: Place) -> None:
     patched(place.namespace, "stj/claim-not-shareable", {"spec": {"suspend": False}})
 
 
+def _another_claim(place: Place) -> None:
+    elsewhere = {"claimName": "volume-here"}
+    applied(place.claim("volume-here"))
+    patched(place.namespace, "stj/volume-elsewhere", {"spec": {"suspend": True, "checkpoint": elsewhere}})
+    wait_reason(place.namespace, "volume-elsewhere", "Suspended")
+    patched(place.namespace, "stj/volume-elsewhere", {"spec": {"suspend": False}})
+
+
 def _with(made: Json, **fields: Any) -> Json:
     """The job with further fields in its pod spec."""
     return changed(made, {f"{TEMPLATE}.{key}": value for key, value in fields.items()})
@@ -150,13 +158,43 @@ STORIES: Final = [
     ),
     Story(
         "claim-not-shareable",
-        lambda p: [p.claim("claim-not-shareable", "ReadWriteOnce"), p.job("claim-not-shareable", replicas=2)],
+        lambda p: [
+            p.claim("claim-not-shareable", "ReadWriteOncePod"),
+            p.job("claim-not-shareable", replicas=2),
+        ],
         "ClaimNotShareable",
         (
-            "is ReadWriteOnce, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1",
-            CLAIM_NEXT,
+            "is ReadWriteOncePod, which 2 pods cannot share; use a ReadWriteMany claim, or replicas: 1",
+            "next try when the claim, a pool or a node changes",
         ),
         _shrink,
+    ),
+    Story(
+        "too-large-for-one-node",
+        lambda p: [
+            p.claim("too-large-for-one-node", "ReadWriteOnce"),
+            changed(
+                p.job("too-large-for-one-node", replicas=2, pools=["spot-a"]),
+                {f"{TEMPLATE}.containers.0.resources": {"limits": {"nvidia.com/gpu": 1000}}},
+            ),
+        ],
+        "ClaimNotShareable",
+        (
+            "so all 2 pods must be on one node",
+            "use a ReadWriteMany claim, or fewer replicas",
+        ),
+        lambda p: applied(p.job("too-large-for-one-node", replicas=2)),
+    ),
+    Story(
+        "volume-elsewhere",
+        lambda p: [p.job("volume-elsewhere")],
+        "NoCapacity",
+        (
+            "to none of its 1 usable nodes can the job's volumes be attached",
+            "zone In [nowhere]",
+            CAPACITY_NEXT,
+        ),
+        _another_claim,
     ),
     Story(
         "claim-in-use",
@@ -203,6 +241,9 @@ STORIES: Final = [
 @pytest.fixture(scope="module")
 def stories(place: Place) -> Iterator[None]:
     """All stories begun."""
+    volume = f"{place.names}-elsewhere"
+    volumes.make_volume(volume, "1Mi", claim=(place.namespace, "volume-elsewhere"), zone="nowhere")
+    volumes.make_claim(place.namespace, "volume-elsewhere", volume, "1Mi")
     applied({"apiVersion": "v1", "kind": "List", "items": [each for s in STORIES for each in s.made(place)]})
     # Jobs that must come second: after a claim's deletion, and after another job's first attempt.
     kubectl("-n", place.namespace, "delete", "pvc", "claim-deleting", "--wait=false")
@@ -213,6 +254,8 @@ def stories(place: Place) -> Iterator[None]:
     yield
     # Where its story has failed, the claim would keep the namespace for ever.
     patched(place.namespace, "pvc/claim-deleting", {"metadata": {"finalizers": None}})
+    kubectl("-n", place.namespace, "delete", "pvc", "volume-elsewhere")
+    volumes.delete_volume(volume)
 
 
 @pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)

@@ -7,7 +7,17 @@ import pytest
 import yaml
 
 from tests.cluster.objects import Json, changed, kubectl
-from tests.cluster.scene import Place, applied, events, pods, status, wait_for, wait_opened, wait_reason
+from tests.cluster.scene import (
+    Place,
+    applied,
+    events,
+    patched,
+    pods,
+    status,
+    wait_for,
+    wait_opened,
+    wait_reason,
+)
 from tests.kit import install, volumes
 from tests.kit.kube import get
 from tests.kit.shell import wait_until
@@ -110,6 +120,28 @@ def test_a_finished_job_goes_when_its_time_is_over(finishing: None, retain: str,
         wait_gone(place, claim)
 
 
+def test_retain_takes_effect_when_it_is_changed(place: Place) -> None:
+    applied(gang(place, "retained", "Always"))
+    wait_opened(place.namespace, "retained")
+    claim = "pvc/retained-checkpoint"
+
+    def owners() -> list[str]:
+        return [
+            each["kind"]
+            for each in get(claim, "-n", place.namespace)[0]["metadata"].get("ownerReferences", [])
+        ]
+
+    def change(retain: str, wanted: list[str]) -> None:
+        patched(place.namespace, "stj/retained", {"spec": {"checkpoint": {"retain": retain}}})
+        wait_for(place.namespace, "retained", f"its claim owned by {wanted}", lambda: owners() == wanted)
+
+    change("Never", ["SpotTrainingJob"])
+    change("Always", [])
+    change("Never", ["SpotTrainingJob"])
+    kubectl("-n", place.namespace, "delete", "stj", "retained")
+    wait_gone(place, claim)
+
+
 def test_somebody_elses_job_is_left_alone(place: Place) -> None:
     applied(place.job("foreign", managedBy="example.org/other"))
     # Made after it: once the operator has looked at this one, it has passed the other.
@@ -176,3 +208,42 @@ def test_the_sample_that_knows_nothing_of_us_goes_on_where_it_was_stopped(place:
         kubectl("-n", place.namespace, "delete", "stj", "no-library", "--ignore-not-found")
         kubectl("-n", place.namespace, "delete", "pvc", "checkpoints")
         volumes.delete_volume(volume)
+
+
+def wait_succeeded(place: Place, name: str) -> None:
+    def ended() -> bool:
+        return bool(status(place.namespace, name).get("phase") == "Succeeded")
+
+    wait_for(place.namespace, name, "ended well", ended, timeout=90)
+
+
+def test_a_job_starts_from_the_checkpoints_of_another_and_cannot_touch_them(place: Place) -> None:
+    names = ("resumed-old", "resumed-new")
+    saved = []
+    for name in names:
+        volume = f"{place.names}-{name}"
+        saved.append(volumes.make_volume(volume, "1Mi", claim=(place.namespace, name)) / "step")
+        volumes.make_claim(place.namespace, name, volume, "1Mi")
+
+    def run(name: str, script: str, **checkpoint: Any) -> None:
+        container = "spec.template.spec.containers.0"
+        made = place.job(name)
+        made["spec"]["checkpoint"] |= checkpoint
+        words = {f"{container}.command": ["sh", "-euc", script], f"{container}.image": install.TRAINING_IMAGE}
+        applied(changed(made, words))
+
+    try:
+        run("resumed-new", 'cp "$SPOT_RESUME_DIR/step" /mnt/checkpoint/ && ! touch "$SPOT_RESUME_DIR/x"',
+            resumeFrom={"job": "resumed-old"})  # fmt: skip
+        # The claim is there, and the job that it is of is not yet known.
+        condition = wait_reason(place.namespace, "resumed-new", "ResumeClaimUnavailable")
+        assert "neither a job resumed-old nor a claim resumed-old-checkpoint" in condition["message"]
+        run("resumed-old", "echo 7 > /mnt/checkpoint/step")
+        for name in names:
+            wait_succeeded(place, name)
+        assert saved[1].read_text() == "7\n"
+    finally:
+        kubectl("-n", place.namespace, "delete", "stj", *names, "--ignore-not-found")
+        for name in names:
+            kubectl("-n", place.namespace, "delete", "pvc", name)
+            volumes.delete_volume(f"{place.names}-{name}")

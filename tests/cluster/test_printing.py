@@ -13,7 +13,7 @@ from tests.kit.shell import wait_until
 CRDS = Path(__file__).parents[2] / "crds"
 ANNOTATION_LIMIT = 262_144
 """All annotations of an object together have this much room (Kubernetes: `TotalAnnotationSizeLimitB`)."""
-JOB_COLUMNS = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "AGE"]
+JOB_COLUMNS = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "SPENT", "AGE"]
 WIDE_COLUMNS = [*JOB_COLUMNS[:-1], "FAILURES", "ATTEMPT", "WHY", "AGE"]
 POOL_COLUMNS = ["NAME", "TYPE", "NODES", "READY", "RECLAIMING", "GPUS", "FREE", "PRICE", "AVAILABLE", "AGE"]
 

@@ -14,6 +14,8 @@ from tests.kit.shell import step
 
 ANNOTATION: Final = "kwok.x-k8s.io/node"
 TAINT: Final = "kwok.x-k8s.io/node"
+STAGES: Final = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
+"""Of kwok's own module: nodes are Ready at once and stay so, pods run at once and go when they are deleted."""
 LEASE_SECONDS: Final = 200
 """Five thousand Leases that are renewed every 10 s are more than a machine of two processors has room for."""
 
@@ -22,6 +24,8 @@ LEASE_SECONDS: Final = 200
 def running() -> Iterator[None]:
     """Have kwok answer for the nodes that :func:`node` describes. Raises RuntimeError where it ended by itself."""
     gotools.ensure({"kwok"})
+    stages = gotools.module_dir("sigs.k8s.io/kwok") / "kustomize" / "stage"
+    config = [f"--config={file}" for place in STAGES for file in sorted((stages / place).glob("[!k]*.yaml"))]
     log = places.LOGS / "kwok.log"
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -31,12 +35,15 @@ def running() -> Iterator[None]:
                 "--manage-all-nodes=false",
                 f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
                 f"--node-lease-duration-seconds={LEASE_SECONDS}",
+                *config,
             ],
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
         )
     try:
+        if _ends_within(process, 2):
+            raise RuntimeError(f"kwok does not start; see {log}")
         yield
         if process.poll() is not None:
             raise RuntimeError(f"kwok ended with {process.returncode}; see {log}")
@@ -44,6 +51,14 @@ def running() -> Iterator[None]:
         with step("stopping kwok"):
             process.terminate()
             process.wait(timeout=30)
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def node(name: str, labels: dict[str, str], gpus: int = 4) -> dict[str, Any]:

@@ -70,3 +70,8 @@ def _cni_configuration(pod_range: str) -> str:
         ],
     }
     return json.dumps(configuration, indent=2)
+
+
+def host_address(node: str) -> str:
+    """The address at which a node, and so every pod on it, reaches this machine: its way to everywhere else."""
+    return engine.docker("exec", node, "ip", "route", "show", "default").split()[2]

@@ -100,5 +100,11 @@ PROGRAMS: Final = (
         _commands("helm.sh/helm/v4", "helm"),
         {"helm.sh/helm/v4/internal/version.version": "v4.3.1"},
     ),
+    Program(
+        "github.com/aws/amazon-ec2-metadata-mock",
+        "v1.12.0",
+        {"ec2-metadata-mock": "github.com/aws/amazon-ec2-metadata-mock/cmd"},
+        {},
+    ),
 )
 """In the order of building: what a node image needs comes before what only tests need."""

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Decimal, Label, Model, OpenModel, Quantity, Word, rule, rules
+from spot_training.api.model import DECIMAL, Decimal, Label, Model, OpenModel, Quantity, Word, rule, rules
 
 MAX_NAME = 48
 """Longest job name: with attempt and index behind it a pod's name still fits its host name's 63 characters."""
@@ -76,6 +76,14 @@ class PodTemplate(Model):
 class ResumeFrom(Model):
     """Another job whose checkpoints this one starts from."""
 
+    model_config = rules(
+        rule(
+            "self.job.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "resumeFrom.job: must be the name of a SpotTrainingJob in the same namespace",
+            ".job",
+        )
+    )
+
     job: Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
 
@@ -108,9 +116,6 @@ class Checkpoint(Model):
             "checkpoint: give exactly one of claimName (an existing claim) and claimTemplate (a claim to make)",
         ),
         rule(
-            "!has(self.resumeFrom)", "resumeFrom: not available in this version; leave it out", ".resumeFrom"
-        ),
-        rule(
             "self.mountPath.matches('^/[^:]+$')",
             "mountPath: must be an absolute path such as /mnt/checkpoint, not '/' itself, and without ':'",
             ".mountPath",
@@ -140,7 +145,10 @@ class Checkpoint(Model):
         "recovery need not wait for an unreachable machine. Other: anything else.",
     )
     interval_seconds: Seconds | None = Field(None, description="Seconds between periodic checkpoints.")
-    resume_from: ResumeFrom | None = Field(None, description="Start from another job's checkpoints.")
+    resume_from: ResumeFrom | None = Field(
+        None,
+        description="Start from another job's checkpoints: its claim is mounted read-only, at $SPOT_RESUME_DIR.",
+    )
 
 
 class Backoff(Model):
@@ -167,6 +175,17 @@ class Recovery(Model):
     max_disruptions: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
         None, description="How many reclamations, evictions and lost nodes; unlimited when left out."
     )
+    retryable_exit_codes: (
+        Annotated[
+            list[Annotated[int, Field(ge=1, le=255)]],
+            Field(max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Exit codes of the program that count as disruptions, not as failures: its way to ask for "
+        "another try, as after a communication fault that it cannot mend itself.",
+    )
     backoff: Backoff = Backoff()
     node_lost_after_seconds: Seconds = Field(
         60, description="Seconds a node may be unreachable before its pods are given up."
@@ -183,23 +202,35 @@ class OnDemand(Model):
 
     model_config = rules(
         rule(
-            "self.policy == 'Never'",
-            "onDemand.policy: only Never is available in this version; leave it out",
+            "self.policy != 'Deadline'",
+            "onDemand.policy: Deadline is not available in this version; use WhenNoSpot or Never",
             ".policy",
         ),
         rule(
-            "!has(self.afterSeconds)",
-            "onDemand.afterSeconds: not available in this version; leave it out",
-            ".afterSeconds",
+            "self.policy == 'Never' || has(self.maxCost)",
+            "onDemand.maxCost: say how much may be spent on on-demand machines at most, such as '50.00'",
+            ".maxCost",
         ),
         rule(
-            "!has(self.maxCost)", "onDemand.maxCost: not available in this version; leave it out", ".maxCost"
+            f"!has(self.maxCost) || self.maxCost.matches('{DECIMAL}')",
+            "maxCost: must be a decimal number in quotes and without a currency, such as '50.00'",
+            ".maxCost",
         ),
     )
 
-    policy: Literal["Never", "WhenNoSpot", "Deadline"] = "Never"
-    after_seconds: Seconds | None = None
-    max_cost: Decimal | None = None
+    policy: Literal["Never", "WhenNoSpot", "Deadline"] = Field(
+        "Never",
+        description="Never: on-demand pools are passed over. WhenNoSpot: they are used where no spot pool has had "
+        "room for afterSeconds, and left again when one has and the move pays.",
+    )
+    after_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
+        600, description="Seconds without room on any spot pool before on-demand machines are used."
+    )
+    max_cost: Decimal | None = Field(
+        None,
+        description="The most that is ever spent on on-demand machines for this job. Reserved before a pod is made, "
+        "and held by the pods' own deadlines while the operator is away.",
+    )
 
 
 class SpotTrainingJobSpec(Model):
@@ -218,6 +249,23 @@ class SpotTrainingJobSpec(Model):
             "checkpoint: mountPath and claimName can be changed only while the job is suspended (suspend: true)",
             ".checkpoint",
         ),
+        rule(
+            f"!has(self.maxPricePerNodeHour) || self.maxPricePerNodeHour.matches('{DECIMAL}')",
+            "maxPricePerNodeHour: must be a decimal number in quotes and without a currency, such as '1.20'",
+            ".maxPricePerNodeHour",
+        ),
+        rule(
+            "!has(self.checkpoint.claimTemplate) || !has(oldSelf.checkpoint.claimTemplate) || "
+            "self.checkpoint.claimTemplate == oldSelf.checkpoint.claimTemplate",
+            "claimTemplate: cannot be changed, for its claim is made once; to resize it edit the "
+            "PersistentVolumeClaim itself, to leave it use claimName while the job is suspended",
+            ".checkpoint.claimTemplate",
+        ),
+        rule(
+            "self.managedBy == oldSelf.managedBy",
+            "managedBy: cannot be changed; make the job anew",
+            ".managedBy",
+        ),
     )
 
     replicas: Annotated[int, Field(ge=1, le=1000)] = Field(
@@ -232,6 +280,9 @@ class SpotTrainingJobSpec(Model):
     )
     checkpoint: Checkpoint
     recovery: Recovery = Recovery()
+    max_price_per_node_hour: Decimal | None = Field(
+        None, description="Pools and nodes that cost more, or whose price is not known, are not used."
+    )
     on_demand: OnDemand = OnDemand()
     provision_timeout_seconds: Seconds = Field(
         900, description="A gang that is not whole by then gives its pods back and tries the next pool."
@@ -256,6 +307,7 @@ COLUMNS = [
     {"name": "Ready", "type": "string", "jsonPath": ".status.ready"},
     {"name": "Step", "type": "integer", "jsonPath": ".status.step"},
     {"name": "Disruptions", "type": "integer", "jsonPath": ".status.disruptions"},
+    {"name": "Spent", "type": "string", "jsonPath": ".status.cost.spent"},
     {"name": "Failures", "type": "integer", "jsonPath": ".status.failures", "priority": 1},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.current.attempt", "priority": 1},
     {

@@ -21,6 +21,12 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
+class StatusModel(Model):
+    """A part of a status. What a newer version has written there is passed over, so that going back is possible."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class OpenModel(Model):
     """A part of which we declare only what we look at; the rest is kept and passed on as it is."""
 
@@ -76,7 +82,7 @@ Quantity = Annotated[
 LabelMap = Annotated[dict[str, Label], Field(max_length=64)]
 
 
-class Condition(Model):
+class Condition(StatusModel):
     """A ``metav1.Condition``: one fact about the object, with a reason for programs and a message for people."""
 
     type: Word

@@ -27,6 +27,12 @@ LABEL_PROVIDER: Final = "spot.training/provider"
 LABEL_POOL: Final = "spot.training/pool"
 LABEL_CAPACITY_TYPE: Final = "spot.training/capacity-type"
 
+# What a node costs an hour, where it is not what its pool costs: set by whoever knows.
+PRICE: Final = "spot.training/price-per-node-hour"
+
+# On a pod: seconds after which its machine's budget is used up. Only where that is why the pod has a deadline.
+BUDGET_SECONDS: Final = "spot.training/budget-seconds"
+
 # The agent's marks on its Node: the only channel from agent to operator.
 TAINT_RECLAIM: Final = "spot.training/reclaim"
 NOTICE_ID: Final = "spot.training/notice-id"

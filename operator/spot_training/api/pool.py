@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import DECIMAL, Condition, Decimal, LabelMap, Model, Word, rule, rules
+from spot_training.api.model import (
+    DECIMAL,
+    Condition,
+    Decimal,
+    LabelMap,
+    Model,
+    StatusModel,
+    Time,
+    Word,
+    rule,
+    rules,
+)
 
 
 class Toleration(Model):
@@ -21,16 +32,6 @@ class SpotPoolSpec(Model):
     """What the user says about the pool."""
 
     model_config = rules(
-        rule(
-            "self.provisioning == 'Static'",
-            "provisioning: Autoscaled is not available in this version; use Static",
-            ".provisioning",
-        ),
-        rule(
-            "!has(self.maxInterruptionsPerHour)",
-            "maxInterruptionsPerHour: not available in this version; leave it out",
-            ".maxInterruptionsPerHour",
-        ),
         *(
             rule(
                 f"!has(self.{field}) || self.{field}.matches('{DECIMAL}')",
@@ -67,17 +68,21 @@ class SpotPoolSpec(Model):
     )
     provisioning: Literal["Static", "Autoscaled"] = Field(
         "Static",
-        description="Static: pods go to nodes that exist. Autoscaled: an autoscaler makes nodes for pods.",
+        description="Static: pods are made when nodes that exist have room for all of a gang. Autoscaled: pods are "
+        "made although no node is free, for an autoscaler to see; what is not whole after the job's "
+        "provisionTimeoutSeconds is given back.",
     )
     max_interruptions_per_hour: Annotated[int, Field(ge=1, le=10000)] | None = Field(
-        None, description="Above that, nothing new is placed here for a while."
+        None,
+        description="A breaker: while more nodes than this were taken within the last hour, nothing new is placed "
+        "here; what runs goes on.",
     )
     node_deletion_means_gone: bool = Field(
         False, description="Whether a deleted Node object proves that its machine is gone."
     )
 
 
-class NodeCounts(Model):
+class NodeCounts(StatusModel):
     """Nodes of the pool."""
 
     total: int = 0
@@ -85,19 +90,55 @@ class NodeCounts(Model):
     reclaiming: int = 0
 
 
-class GpuCounts(Model):
+class GpuCounts(StatusModel):
     """GPUs on the pool's nodes that can take pods now."""
 
     total: int = 0
     free: int = 0
 
 
-class SpotPoolStatus(Model):
+class InterruptionCount(StatusModel):
+    """Interruptions that began within a minute, or, where they are over an hour old, within an hour."""
+
+    at: Time
+    count: int
+
+
+class Interruptions(StatusModel):
+    """How often the pool's nodes are taken.
+
+    ``recent`` and what comes after it is the operator's memory: it brings the counts and the rate forward from there.
+    """
+
+    last_hour: int = 0
+    last_day: int = 0
+    rate_per_node_hour: Decimal | None = Field(
+        None, description="Interruptions per node and hour, decayed with a half-life of 6 hours."
+    )
+    recent: Annotated[list[InterruptionCount], Field(max_length=128)] = []
+    marks: Annotated[list[Annotated[str, Field(max_length=16)]], Field(max_length=5000)] = Field(
+        [], description="Identities of the notices that stand now and have been counted."
+    )
+    events: Decimal = "0"
+    node_hours: Annotated[str, Field(pattern=DECIMAL, max_length=24)] = "0"
+    as_of: Time | None = None
+
+
+class Users(StatusModel):
+    """Jobs with an open attempt in the pool; the first of them by name."""
+
+    count: int = 0
+    names: Annotated[list[Word], Field(max_length=16)] = []
+
+
+class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
     observed_generation: int = 0
     nodes: NodeCounts = NodeCounts()
     gpus: GpuCounts = GpuCounts()
+    interruptions: Interruptions = Interruptions()
+    jobs: Users = Users()
     conditions: Annotated[
         list[Condition],
         Field(
@@ -114,7 +155,22 @@ COLUMNS = [
     {"name": "Reclaiming", "type": "integer", "jsonPath": ".status.nodes.reclaiming"},
     {"name": "GPUs", "type": "integer", "jsonPath": ".status.gpus.total"},
     {"name": "Free", "type": "integer", "jsonPath": ".status.gpus.free"},
+    {"name": "Jobs", "type": "integer", "jsonPath": ".status.jobs.count"},
     {"name": "Price", "type": "string", "jsonPath": ".spec.pricePerNodeHour"},
+    {"name": "Rate", "type": "string", "jsonPath": ".status.interruptions.ratePerNodeHour"},
+    {
+        "name": "Hour",
+        "type": "integer",
+        "jsonPath": ".status.interruptions.lastHour",
+        "priority": 1,
+    },
+    {"name": "Day", "type": "integer", "jsonPath": ".status.interruptions.lastDay", "priority": 1},
+    {
+        "name": "Breaker",
+        "type": "string",
+        "jsonPath": ".status.conditions[?(@.type=='BreakerOpen')].reason",
+        "priority": 1,
+    },
     {"name": "Available", "type": "string", "jsonPath": ".status.conditions[?(@.type=='Available')].message"},
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]

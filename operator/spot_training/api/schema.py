@@ -183,12 +183,18 @@ def crds() -> dict[str, Schema]:
         "message": "metadata.name: must be lower-case letters, digits and '-', begin with a letter, and have at "
         f"most {job.MAX_NAME} characters (it names the pods and their service)",
     }
+    resume_from = {
+        "rule": "!has(self.spec.checkpoint.resumeFrom) || "
+        "self.spec.checkpoint.resumeFrom.job != self.metadata.name",
+        "message": "resumeFrom.job: a job finds its own checkpoints by itself; name another job, or leave it out",
+        "fieldPath": ".spec.checkpoint.resumeFrom.job",
+    }
     training = _resource(
         names.JOB_KIND,
         job.SpotTrainingJobSpec,
         status.SpotTrainingJobStatus,
         "A training program that runs to its end on spot nodes, however often they are taken.",
-        [job_name],
+        [job_name, resume_from],
     )
     capacity = _resource(
         names.POOL_KIND,

@@ -8,29 +8,55 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from spot_training.api.model import Condition, Decimal, Model, Text, Time, Word
+from spot_training.api.model import Condition, Decimal, StatusModel, Text, Time, Word
 
 MAX_TIMELINE = 20
 
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"]
+EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
-``Suspended`` and ``Cancelled`` (the job's deadline) are not."""
+``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
+was used up, or there was room on spot machines again) are not."""
+
+MAX_COST_ATTEMPTS = 10
+MAX_COST_NODES = 16
 
 
-class AttemptNode(Model):
-    """A node that the attempt's pod ran on, with the price at its start."""
+class AttemptNode(StatusModel):
+    """A node that the attempt's pod ran on, with its price for an hour and its GPUs when the pod was bound.
+
+    From ``start``, when kubelet took the pod in, to ``end``, when its last container ended, the machine is paid for.
+    ``missed``: its pod was found to be gone, its end unseen.
+    """
 
     index: int
     name: Word
     uid: Word
     price: Decimal | None = None
+    gpus: int = 0
     start: Time | None = None
+    end: Time | None = None
+    missed: Time | None = None
 
 
-class Stop(Model):
+class Terms(StatusModel):
+    """What holds for the attempt from its opening on, whatever the pool's definition says later.
+
+    Prices are a node's for an hour, ``pod_price`` is a pod's at the most. ``budget_seconds``: so long may each of
+    its pods run, its grace and all, on what is left of ``onDemand.maxCost``.
+    """
+
+    capacity_type: Literal["Spot", "OnDemand"] = "Spot"
+    gpus_per_pod: int = 0
+    price: Decimal | None = None
+    on_demand_price: Decimal | None = None
+    pod_price: Decimal | None = None
+    budget_seconds: int | None = None
+
+
+class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
     ``class`` is what the attempt's end will count as; absent while a non-zero exit is not judged yet.
@@ -39,12 +65,13 @@ class Stop(Model):
     cause: Word
     cls: EndClass | None = Field(None, alias="class")
     message: Text = ""
+    node: Word | None = None
     at: Time
     deadline: Time | None = None
     notice_ids: Annotated[list[Word], Field(max_length=64)] = []
 
 
-class UndecidedExit(Model):
+class UndecidedExit(StatusModel):
     """A non-zero exit that is not judged yet: a peer's node may have died silently."""
 
     index: int
@@ -53,7 +80,7 @@ class UndecidedExit(Model):
     reason: Word = ""
 
 
-class End(Model):
+class End(StatusModel):
     """How the attempt ended."""
 
     cls: EndClass = Field(alias="class")
@@ -62,14 +89,26 @@ class End(Model):
     at: Time
 
 
-class Current(Model):
+class Current(StatusModel):
     """The newest attempt."""
 
     attempt: int
     pool: Word
     opened_at: Time
+    generation: int | None = Field(None, description="The job's generation that its pods are made from.")
+    replicas: int | None = Field(None, description="Pods of this attempt.")
+    one_node: bool | None = Field(None, description="A ReadWriteOnce claim wants all its pods on one node.")
+    node: Word | None = Field(None, description="That node, where it was chosen with the pool.")
+    queue: Word | None = Field(None, description="The Kueue queue that its pods have joined.")
+    gated: bool | None = Field(None, description="Its pods have had scheduling gates, as Kueue's.")
+    admitted_at: Time | None = Field(None, description="When the last of these gates was seen to be gone.")
+    avoid: Annotated[list[Word], Field(max_length=32)] = Field(
+        [], description="Nodes that its pods keep off, because attempts failed there."
+    )
+    resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
+    terms: Terms | None = None
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
@@ -77,22 +116,93 @@ class Current(Model):
     end: End | None = None
 
 
-class Demotion(Model):
-    """A pool that is tried last for a while, and why."""
+class Demotion(StatusModel):
+    """A pool that is tried last for a while, and why; ``avoid``: not tried at all until then."""
 
     pool: Word
     until: Time
     reason: Word
+    avoid: bool = False
+    message: Text = ""
+    times: int = 1
 
 
-class CheckpointStatus(Model):
+class Fallback(StatusModel):
+    """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
+
+    no_spot_since: Time | None = None
+    spot_since: Time | None = None
+
+
+class Bill(StatusModel):
+    """What machines cost. Hours are a node's: a pod with half of a node's GPUs uses half an hour in an hour.
+
+    ``on_demand_equivalent``: what the same hours would have cost on demand. ``unpriced_hours``: of machines whose
+    price nobody said; they are in no sum of money.
+    """
+
+    spot_hours: Decimal = "0"
+    on_demand_hours: Decimal = "0"
+    spent: Decimal = "0"
+    on_demand_spent: Decimal = "0"
+    on_demand_equivalent: Decimal = "0"
+    unpriced_hours: Decimal | None = None
+
+
+class NodeCost(StatusModel):
+    """What a machine of an attempt cost."""
+
+    index: int
+    name: Word
+    price: Decimal | None = None
+    hours: Decimal
+    spent: Decimal | None = None
+
+
+class AttemptCost(StatusModel):
+    """What an attempt cost, with its first nodes."""
+
+    attempt: int
+    pool: Word
+    capacity_type: Literal["Spot", "OnDemand"]
+    hours: Decimal
+    spent: Decimal
+    on_demand_equivalent: Decimal
+    nodes: Annotated[list[NodeCost], Field(max_length=MAX_COST_NODES)] = []
+
+
+class Cost(Bill):
+    """What the job has cost up to ``as_of``; ``ended`` is the part of attempts that are over.
+
+    ``held``: money of ``onDemand.maxCost`` that on-demand machines may have used unseen. ``attempts``: the newest.
+    """
+
+    saved_percent: int | None = None
+    held: Decimal | None = None
+    as_of: Time
+    ended: Bill = Bill()
+    attempts: Annotated[list[AttemptCost], Field(max_length=MAX_COST_ATTEMPTS)] = []
+
+
+class SuspectNode(StatusModel):
+    """A machine on which attempts of this job have failed; avoided for a while once that has happened again."""
+
+    name: Word
+    uid: Word
+    failures: int
+    reason: Word
+    at: Time
+    avoided_until: Time | None = None
+
+
+class CheckpointStatus(StatusModel):
     """The newest checkpoint that an ended attempt reported."""
 
     step: int
     time: Time | None = None
 
 
-class Interruption(Model):
+class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
     attempt: int
@@ -115,7 +225,7 @@ class Interruption(Model):
     resumed_step: int | None = None
 
 
-class SpotTrainingJobStatus(Model):
+class SpotTrainingJobStatus(StatusModel):
     """The job's state."""
 
     observed_generation: int = 0
@@ -127,14 +237,24 @@ class SpotTrainingJobStatus(Model):
     disruptions: int = 0
     failure_streak: int = 0
     disruption_streak: int = 0
+    start_streak: int = 0
     next_try_at: Time | None = None
+    priority: int = Field(
+        0, description="Of the template's priorityClassName, as the API server resolves it."
+    )
+    proven_pools: Annotated[list[Word], Field(max_length=64)] = Field(
+        [], description="Pools in which the program has got beyond its start."
+    )
     demoted_pools: Annotated[list[Demotion], Field(max_length=64)] = []
+    suspect_nodes: Annotated[list[SuspectNode], Field(max_length=32)] = []
     start_time: Time | None = None
     completion_time: Time | None = None
     current: Current | None = None
     checkpoint: CheckpointStatus | None = None
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
     lost_seconds: int = 0
+    cost: Cost | None = None
+    fallback: Fallback | None = None
     timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []
     conditions: Annotated[
         list[Condition],

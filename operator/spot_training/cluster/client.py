@@ -9,7 +9,7 @@ import asyncio
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -207,7 +207,7 @@ class Client:
         answer: Json = json.loads(text)
         return answer
 
-    async def watch(self, path: str, resource_version: str, **query: str) -> AsyncIterator[Json]:
+    async def watch(self, path: str, resource_version: str, **query: str) -> AsyncGenerator[Json, None]:
         """The events of a watch, from ``resource_version`` on, until the server or the network ends it.
 
         Raises :class:`ApiError` with code 410 where the version is too old: list again.

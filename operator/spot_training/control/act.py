@@ -6,16 +6,21 @@ Only ever fed with a job as the API server returned it: what is not in its statu
 from dataclasses import dataclass
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand
 from spot_training.control.draft import moment
-from spot_training.control.world import Job, Pod, World
+from spot_training.control.world import Claim, Job, Pod, World
 
 
 @dataclass(frozen=True, slots=True)
 class CreatePod:
-    """Create the pod of a rank of the current attempt."""
+    """Create the pod of a rank of the current attempt.
+
+    ``limit``: seconds that it may run on the job's budget; ``avoid``: nodes that it is kept off.
+    """
 
     index: int
+    limit: int | None = None
+    avoid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,14 @@ class OwnClaim:
 
 
 @dataclass(frozen=True, slots=True)
+class DisownClaim:
+    """Let the checkpoint claim of that UID outlive the job, which is its only owner."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class DeletePod:
     """Delete this very pod; ``grace`` in seconds, or the pod's own."""
 
@@ -49,7 +62,7 @@ class DeleteJob:
     """Delete the job, whose time to live after its end is over."""
 
 
-Action = CreatePod | CreateService | CreateClaim | OwnClaim | DeletePod | DeleteJob
+Action = CreatePod | CreateService | CreateClaim | OwnClaim | DisownClaim | DeletePod | DeleteJob
 
 
 def actions(job: Job, world: World, now: float) -> list[Action]:
@@ -59,9 +72,10 @@ def actions(job: Job, world: World, now: float) -> list[Action]:
         return []
     if job.finished:
         return _after_the_end(job, world, now)
+    made: list[Action] = _ownership(job, world.claim)
     if current is None:
-        return []
-    made: list[Action] = _clear_older(world, current.attempt)
+        return made
+    made += _clear_older(world, current.attempt)
     mine = [pod for pod in world.pods if pod.attempt == current.attempt]
     if current.end is not None:
         made += [DeletePod(pod.name, pod.uid) for pod in mine if _alive(pod) and not pod.deleting]
@@ -69,22 +83,25 @@ def actions(job: Job, world: World, now: float) -> list[Action]:
         deadline = moment(current.stop.deadline)
         made += [each for pod in mine if (each := _stop(pod, deadline, now)) is not None]
     elif current.started_at is None:
-        made += _create(job, world, mine)
+        made += _create(job, world, mine, now)
     return made
 
 
-def _create(job: Job, world: World, mine: list[Pod]) -> list[Action]:
+def _create(job: Job, world: World, mine: list[Pod], now: float) -> list[Action]:
     made: list[Action] = []
     if world.claim is None and job.spec.checkpoint.claim_template is not None:
         made.append(CreateClaim())
     there = {pod.index for pod in mine if not pod.removed}
-    missing = [index for index in range(job.spec.replicas) if index not in there]
-    if missing and job.spec.replicas > 1:
+    missing = [index for index in range(job.replicas) if index not in there]
+    limit, avoid = ondemand.limits(job, world, now) if missing else (None, ())
+    if limit == 0:
+        return made
+    if missing and job.replicas > 1:
         made.append(CreateService())
-    return made + [CreatePod(index) for index in missing]
+    return made + [CreatePod(index, limit, avoid) for index in missing]
 
 
-def _clear_older(world: World, attempt: int) -> list[Action]:
+def _clear_older(world: World, attempt: int) -> list[DeletePod]:
     """Pods of older attempts: what still runs is deleted; what has ended stays for one attempt, for its logs."""
     return [
         DeletePod(pod.name, pod.uid)
@@ -103,16 +120,22 @@ def _after_the_end(job: Job, world: World, now: float) -> list[Action]:
     made: list[Action] = [
         DeletePod(pod.name, pod.uid) for pod in world.pods if _alive(pod) and not pod.deleting
     ]
-    claim = world.claim
-    passing = job.spec.checkpoint.retain == "OnFailure" and job.spec.checkpoint.claim_template is not None
-    if (
-        passing
-        and conditions.is_true(job.status.conditions, "Completed")
-        and claim
-        and job.uid not in claim.owner_uids
-    ):
-        made.append(OwnClaim(claim.name))
+    made += _ownership(job, world.claim)
     return made
+
+
+def _ownership(job: Job, claim: Claim | None) -> list[Action]:
+    """Whether the claim that was made from the template goes with the job: as ``retain`` says now."""
+    checkpoint = job.spec.checkpoint
+    if checkpoint.claim_template is None or claim is None or claim.deleting or claim.made_for != job.name:
+        return []
+    succeeded = conditions.is_true(job.status.conditions, "Completed")
+    wanted = checkpoint.retain == "Never" or (checkpoint.retain == "OnFailure" and succeeded)
+    if wanted and not claim.owner_uids:
+        return [OwnClaim(claim.name)]
+    if not wanted and claim.owner_uids == (job.uid,):
+        return [DisownClaim(claim.name, claim.uid)]
+    return []
 
 
 def _stop(pod: Pod, deadline: float | None, now: float) -> DeletePod | None:

@@ -16,11 +16,12 @@ from spot_training.control.act import (
     CreateService,
     DeleteJob,
     DeletePod,
+    DisownClaim,
     OwnClaim,
 )
 from spot_training.control.cache import Cache
 from spot_training.control.patch import merge_patch
-from spot_training.control.world import Job, Pool, Refusal
+from spot_training.control.world import Accepted, Job, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,14 @@ class Applier:
         self._cache.jobs.put(raw)
         return self._cache.jobs.items[job.key]
 
-    async def dry_run(self, job: Job, pool: Pool | None) -> Refusal | bool:
+    async def dry_run(self, job: Job, pool: Pool | None) -> Accepted | Refusal:
         """Whether the API server would take pod 0; strict, so that a misspelt field is refused, too."""
         attempt = (job.status.current.attempt if job.status.current else 0) + 1
         body = manifests.pod(job, attempt, 0, pool)
         # A pod of that name may be there from an attempt that was never recorded; the name is not in question.
         body["metadata"]["name"] = f"{job.name}-dry-run"
         try:
-            await self._client.create(
+            made = await self._client.create(
                 core_path(job.namespace, "pods"), body, dryRun="All", fieldValidation="Strict"
             )
         except ApiError as error:
@@ -67,7 +68,7 @@ class Applier:
             if 400 <= error.code < 500 and error.code not in (TOO_MANY, 401):
                 return Refusal(f"the API server refuses the template: {error.message}", temporary=False)
             raise
-        return True
+        return Accepted(made["spec"].get("priority") or 0)
 
     async def perform(self, job: Job, actions: Iterable[Action]) -> None:
         """Perform the actions: claim and service first, pods side by side. Raises the first error, after all."""
@@ -83,8 +84,8 @@ class Applier:
     async def _one(self, job: Job, action: Action) -> None:
         async with self._slots:
             match action:
-                case CreatePod(index=index):
-                    await self._create_pod(job, index)
+                case CreatePod():
+                    await self._create_pod(job, action)
                 case CreateService():
                     await self._create_service(job)
                 case CreateClaim():
@@ -92,9 +93,10 @@ class Applier:
                     if raw is not None:
                         self._cache.claims.put(raw)
                 case OwnClaim(name=name):
-                    body = {"metadata": {"ownerReferences": [manifests.owner(job)]}}
-                    path = core_path(job.namespace, "persistentvolumeclaims", name)
-                    self._cache.claims.put(await self._client.patch(path, body))
+                    await self._patch_claim(job, name, {"ownerReferences": [manifests.owner(job)]})
+                case DisownClaim(name=name, uid=uid):
+                    # With another UID it is refused: then it is not the claim that was seen.
+                    await self._patch_claim(job, name, {"uid": uid, "ownerReferences": None})
                 case DeletePod(name=name, uid=uid, grace=grace):
                     await self._delete_pod(job, name, uid, grace)
                 case DeleteJob():
@@ -109,6 +111,10 @@ class Applier:
                 raise
             return None
 
+    async def _patch_claim(self, job: Job, name: str, metadata: Json) -> None:
+        path = core_path(job.namespace, "persistentvolumeclaims", name)
+        self._cache.claims.put(await self._client.patch(path, {"metadata": metadata}))
+
     async def _create_service(self, job: Job) -> None:
         body = manifests.service(job)
         if await self._create(job, "services", body) is None:
@@ -118,14 +124,14 @@ class Applier:
                 # As after deleting a job and making it again: the older one's service is about to go.
                 raise RuntimeError(f"the name of service {job.name} is taken by somebody else's service")
 
-    async def _create_pod(self, job: Job, index: int) -> None:
+    async def _create_pod(self, job: Job, wanted: CreatePod) -> None:
         current = job.status.current
         if current is None:
             return
         pool = self._cache.pools.items.get(current.pool)
         if pool is None:
             raise LookupError(f"SpotPool {current.pool} is gone; the attempt cannot be completed")
-        body = manifests.pod(job, current.attempt, index, pool)
+        body = manifests.pod(job, current.attempt, wanted.index, pool, current, wanted.limit, wanted.avoid)
         raw = await self._create(job, "pods", body)
         if raw is None:
             raw = await self._client.get(core_path(job.namespace, "pods", body["metadata"]["name"]))

@@ -12,9 +12,11 @@ from spot_training.api.status import (
     EndClass,
     UndecidedExit,
 )
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
+    RETRYABLE,
     Case,
     Judgement,
     classify,
@@ -22,6 +24,8 @@ from spot_training.control.policies.classify import (
     undecided,
 )
 from spot_training.control.policies.fate import Fate
+from spot_training.control.spotagain import consider_spot
+from spot_training.control.starting import START_TROUBLES
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
 from spot_training.control.world import Ask, Pod
@@ -35,6 +39,7 @@ def observe(draft: Draft) -> None:
     pods = draft.pods()
     _note_progress(draft, pods)
     _note_nodes(draft, pods)
+    _note_admission(draft, pods)
     _note_completed(draft, pods)
     if set(draft.current.completed) >= set(ranks(draft, pods)):
         _fold_report(draft, pods)
@@ -45,7 +50,9 @@ def observe(draft: Draft) -> None:
     _settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
-    if not draft.asks and stop is not None and stop.cls is not None and all_stopped(draft, pods):
+    if draft.asks or stop is None or stop.cls is None:
+        return
+    if all_stopped(draft, pods) and spending.known_to_end(draft, pods):
         _end(draft, stop.cls, stop.cause, stop.message)
 
 
@@ -54,24 +61,31 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     known = {ref.index for ref in current.nodes}
     bound = [pod for pod in pods.values() if pod.node and pod.index not in known]
-    if not bound or not (
-        len(bound) + len(known) == draft.job.spec.replicas or current.started_at or current.stop
-    ):
+    if not bound or not (len(bound) + len(known) == draft.job.replicas or current.started_at or current.stop):
         return
-    price = draft.pool.spec.price_per_node_hour if draft.pool else None
     made = [
-        AttemptNode(
-            index=pod.index,
-            name=pod.node,
-            uid=node.uid,
-            price=price,
-            start=draft.stamp(pod.started_at) if pod.started_at else None,
-        )
+        AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
         for pod in bound
         if (node := draft.node_of(pod)) is not None
     ]
     if made:
         draft.set_current(nodes=sorted([*current.nodes, *made], key=lambda ref: ref.index))
+
+
+def _note_admission(draft: Draft, pods: dict[int, Pod]) -> None:
+    """Scheduling gates, as of a queue, and when the last of them has gone: until then no node is looked for."""
+    current = draft.current
+    if current.admitted_at or current.running_at or current.stop:
+        return
+    if any(pod.gated for pod in pods.values()):
+        if not current.gated:
+            draft.set_current(gated=True)
+    elif (current.gated or current.queue) and len(pods) >= draft.job.replicas:
+        draft.set_current(admitted_at=draft.stamp())
+        if current.gated:
+            draft.tell(
+                "Admitted", f"Attempt {current.attempt} may be scheduled: its pods have no gate any more"
+            )
 
 
 def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -83,7 +97,7 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
         if draft.status.start_time is None:
             draft.set(start_time=draft.stamp(min(starts)))
     going = sum(1 for pod in pods.values() if pod.started_at is not None)
-    if going == draft.job.spec.replicas and current.running_at is None and current.stop is None:
+    if going == draft.job.replicas and current.running_at is None and current.stop is None:
         draft.set_current(running_at=draft.stamp(max(starts)))
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
         draft.tell("Running", f"Attempt {current.attempt} runs on {where} (pool {current.pool})")
@@ -139,13 +153,22 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
         stop_for_notices(draft, notices)
     elif draft.job.spec.suspend:
         stop_attempt(draft, "Suspended", "Suspended", "spec.suspend is true")
+    elif draft.job.replicas != draft.job.spec.replicas:
+        # The user suspended, edited and resumed the job before anybody saw it suspended.
+        message = f"spec.replicas is {draft.job.spec.replicas}, and the attempt has {draft.job.replicas} pods"
+        stop_attempt(draft, "Resized", "Suspended", message)
     elif past_deadline(draft):
         stop_attempt(
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
-    else:
+    elif not ondemand.ended_by_budget(draft, pods):
         _note_ends(draft, pods)
-        _note_provision_timeout(draft)
+        _note_refused(draft)
+        _note_node_left(draft, pods)
+        _note_mended(draft)
+        _note_provision_timeout(draft, pods)
+        ondemand.watch(draft, pods)
+        consider_spot(draft)
 
 
 def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -155,8 +178,10 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
     """
     current = draft.current
     fates = fates_of(draft, pods)
+    retryable = frozenset(draft.job.spec.recovery.retryable_exit_codes or ())
     failed: tuple[int, Pod, Judgement] | None = None
-    for index in range(draft.job.spec.replicas):
+    retried: tuple[int, Pod, Judgement] | None = None
+    for index in range(draft.job.replicas):
         if index in current.completed:
             continue
         pod, fate = pods.get(index), fates.get(index)
@@ -174,16 +199,21 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
                 "Disruption", "PodGone", f"the pod of rank {index} is gone, and nobody saw its end"
             )
         elif lost or pod.exit is not None or pod.ended or pod.deleting or pod.removed:
-            judgement = classify(Case(pod, False, lost))
+            judgement = classify(Case(pod, False, lost, retryable))
         else:
             continue
         if pod is not None and judgement.cls == "Failure":
             failed = failed or (index, pod, judgement)
             continue
+        if pod is not None and judgement.reason == RETRYABLE:
+            # A rank may ask for another try because its peer has failed: then that is what counts.
+            retried = retried or (index, pod, judgement)
+            continue
         _stop_for(draft, index, pod, judgement)
         return
-    if failed is not None:
-        _stop_for(draft, *failed)
+    first = failed or retried
+    if first is not None:
+        _stop_for(draft, *first)
 
 
 def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -> None:
@@ -204,14 +234,56 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
             type_="Warning",
         )
         return
-    cls: EndClass = "Failure" if judgement.cls == "Failure" else "Disruption"
+    cls: EndClass = "Disruption"
+    if judgement.cls in ("Failure", "NotStarted"):
+        cls = judgement.cls
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
     stop_attempt(draft, judgement.reason, cls, message, node=name)
 
 
-def _note_provision_timeout(draft: Draft) -> None:
+def _note_refused(draft: Draft) -> None:
+    """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
     current = draft.current
-    opened = moment(current.opened_at)
+    if current.stop is not None or current.started_at or draft.asks or draft.world.refused != current.attempt:
+        return
+    draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
+    stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)
+
+
+def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:
+    """The one node that was chosen for the whole gang takes no pods any more, and not all are there."""
+    current = draft.current
+    bound = sum(1 for pod in pods.values() if pod.node)
+    if not current.node or current.stop is not None or draft.asks or bound >= draft.job.replicas:
+        return
+    node = draft.world.nodes.get(current.node)
+    if node is not None and node.notice is None and node.schedulable:
+        return
+    why = "is gone" if node is None else "will be taken" if node.notice else "is cordoned"
+    message = f"node {current.node}, chosen for all pods, {why}"
+    draft.tell("NodeLeft", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning")
+    stop_attempt(draft, "NodeLeft", "NotStarted", message)
+
+
+def _note_mended(draft: Draft) -> None:
+    """The user has edited a job whose pods cannot start: the next ones are made from what it says now."""
+    current = draft.current
+    if current.stop is not None or current.started_at or draft.asks or current.generation is None:
+        return
+    if current.generation == draft.job.generation:
+        return
+    known = conditions.find(draft.status.conditions, "Running")
+    if draft.world.obstacle or (known is not None and known.reason in START_TROUBLES):
+        message = "the job was edited while its pods could not start"
+        draft.tell("SpecChanged", f"Attempt {current.attempt} gives its pods back: {message}")
+        stop_attempt(draft, "SpecChanged", "NotStarted", message)
+
+
+def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
+    current = draft.current
+    opened = moment(current.admitted_at or current.opened_at)
+    if (current.gated or current.queue) and not current.admitted_at:
+        return
     if current.running_at is not None or current.stop is not None or opened is None or draft.asks:
         return
     due = opened + draft.job.spec.provision_timeout_seconds
@@ -224,7 +296,8 @@ def _note_provision_timeout(draft: Draft) -> None:
     draft.tell(
         "ProvisionTimeout", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning"
     )
-    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message)
+    stuck = next((pod.node for _, pod in sorted(pods.items()) if pod.node and pod.started_at is None), None)
+    stop_attempt(draft, "ProvisionTimeout", "NotStarted", message, node=stuck)
 
 
 def _settle_undecided(draft: Draft) -> None:

@@ -7,13 +7,14 @@ end of a deleted pod is often seen only in its last event.
 """
 
 import dataclasses
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
-from spot_training.control.policies.fate import belongs
-from spot_training.control.policies.placement import gpus_per_pod
+from spot_training.control.policies.fitting import PODS, shape_of
+from spot_training.control.policies.placement import Choice
 from spot_training.control.read import (
     is_ready,
     read_agent,
@@ -23,12 +24,30 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
-from spot_training.control.world import Claim, Job, Node, Pod, Pool, Refusal, Reservation, World
+from spot_training.control.supply import Supply
+from spot_training.control.world import (
+    Accepted,
+    Claim,
+    Job,
+    Node,
+    Pod,
+    Pool,
+    Refusal,
+    Reservation,
+    Shape,
+    Source,
+    Terms,
+    World,
+    template_claim,
+)
 
 Json = Mapping[str, Any]
 
 MAX_GONE = 20_000
 """UIDs of the latest deletions of a kind, by which late answers about them are known."""
+MAX_INTERNED = 10_000
+"""Shapes of pods that are known by identity, so that comparing them costs nothing."""
+
 T = TypeVar("T")
 
 
@@ -52,12 +71,15 @@ class Store(Generic[T]):
         self.items: dict[Any, T] = {}
 
     def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
-        """Take in an object; returns its key, what was there and what is there now (None: it is older)."""
+        """Take in an object; returns its key, what was there and what is there now (None: it is nothing new)."""
         key, meta = self.key(raw), raw["metadata"]
         version = int(meta["resourceVersion"])
         known = self._versions.get(key)
         before = self.items.get(key)
         if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
+            return key, before, None
+        if known == (meta["uid"], version):
+            # As in every list that is compared with: reading it again is most of the work.
             return key, before, None
         if known is not None and known[0] != meta["uid"]:
             self._bar(known[0], version)
@@ -109,18 +131,22 @@ class Cache:
     def __init__(self) -> None:
         self.jobs: Store[Job] = Store(read_job, _named, self._job_changed)
         self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
-        self.nodes: Store[Node] = Store(read_node, _name)
-        self.claims: Store[Claim] = Store(read_claim, _named)
+        self.supply = Supply()
+        self.nodes: Store[Node] = Store(read_node, _name, self.supply.put_node)
+        self.claims: Store[Claim] = Store(read_claim, _named, self._claim_changed)
         self.pods: Store[Pod] = Store(read_pod, _named)
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
-        self._used: dict[tuple[str, str], int] = defaultdict(int)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
+        self.volumes: dict[str, Terms] = {}
+        """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
         self._index = JobIndex()
         self._reserved = Reserved()
         self._stale: set[str] = set()
         """UIDs of jobs whose reservation is computed anew before it is next asked for."""
+        self._shapes: dict[str, tuple[tuple[object, ...], Shape]] = {}
+        self._interned: dict[Shape, Shape] = {}
 
     def put_pod(self, raw: Json) -> tuple[Pod | None, Pod | None]:
         """Take in a pod; what was there before and what is there now (None: nothing new)."""
@@ -163,6 +189,7 @@ class Cache:
             del mine[pod_uid]
         if not mine:
             self._by_job.pop(uid, None)
+        self._shapes.pop(uid, None)
 
     def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
         """The pods of a job, tombstones included."""
@@ -202,8 +229,11 @@ class Cache:
         *,
         live: bool = False,
         leases: Mapping[str, float] | None = None,
-        dry_run: Refusal | bool | None = None,
+        dry_run: Accepted | Refusal | None = None,
+        choice: Choice | None = None,
+        events: Mapping[str, str] | None = None,
         obstacle: str = "",
+        refused: int = 0,
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -212,22 +242,17 @@ class Cache:
             pools=self.pools.items,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
-            used=self._used,
-            reservations=self._reservations(job.uid),
+            source=self._source(job),
+            prices=self.supply.prices,
             agents=self._agents.keys(),
             live=live,
             leases=leases,
             dry_run=dry_run,
+            choice=choice,
+            volumes=self.volumes,
+            events=events,
             obstacle=obstacle,
-        )
-
-    def world_of_pools(self) -> World:
-        """What pools are made of: nodes, use and reservations, no job's own."""
-        return World(
-            nodes=self.nodes.items,
-            pools=self.pools.items,
-            used=self._used,
-            reservations=self._reservations(""),
+            refused=refused,
         )
 
     def _claim_user(self, job: Job) -> str:
@@ -241,40 +266,97 @@ class Cache:
                 return f"{pod.job} (its pod {pod.name} has not stopped yet)"
         return ""
 
-    def _reservations(self, but: str) -> tuple[Reservation, ...]:
-        """GPUs of opened attempts whose pods are not bound yet, without those of the job with that UID."""
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Room for opened attempts whose pods are not bound yet."""
+        self._freshen()
+        return self._reserved.all()
+
+    def starting_shapes(self) -> int:
+        """How many kinds of reservations there are."""
+        self._freshen()
+        return len(self._reserved)
+
+    def provisioning(self) -> Counter[str]:
+        """By pool, jobs whose attempt has pods that are not bound yet."""
+        self._freshen()
+        return self._reserved.jobs_by_pool()
+
+    @property
+    def prices(self) -> Mapping[str, Decimal]:
+        """What the price file says of a node's hour, by pool."""
+        return self.supply.prices
+
+    @prices.setter
+    def prices(self, prices: Mapping[str, Decimal]) -> None:
+        self.supply.put_prices(prices)
+
+    def users(self, pool: str) -> list[Job]:
+        """Jobs with an open attempt in the pool."""
+        return self._index.in_pool(pool)
+
+    def shape_of(
+        self, job: Job, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
+    ) -> Shape:
+        """The shape of the job's pods, worked out once."""
+        about = (job.generation, volumes, together, ceiling)
+        known = self._shapes.get(job.uid)
+        if known is None or known[0] != about:
+            made = shape_of(job.spec.template.spec, volumes, together, ceiling)
+            if len(self._interned) > MAX_INTERNED:
+                self._interned.clear()
+            known = self._shapes[job.uid] = about, self._interned.setdefault(made, made)
+        return known[1]
+
+    def _source(self, job: Job) -> Source | None:
+        """What the job resumes from; a job that is gone may have left the claim of its claimTemplate."""
+        named = job.spec.checkpoint.resume_from
+        if named is None:
+            return None
+        other = self.jobs.items.get((job.namespace, named.job))
+        name = other.claim if other is not None else template_claim(named.job)
+        users = [each.name for each in self._index.holding((job.namespace, name)) if each.uid != job.uid]
+        users += [
+            pod.job
+            for pod in self._by_claim.get((job.namespace, name), {}).values()
+            if pod.job_uid != job.uid
+        ]
+        claim = self.claims.items.get((job.namespace, name))
+        return Source(named.job, other is not None, name, claim, min(users, default=""))
+
+    def _freshen(self) -> None:
         for uid in self._stale:
             job = self._index.starting.get(uid)
-            self._reserved.put(uid, self._reservation(job) if job else None)
+            self.supply.version += self._reserved.put(uid, self._reservation(job) if job else None)
         self._stale.clear()
-        return self._reserved.without(but)
 
     def _reservation(self, job: Job) -> Reservation | None:
         """What a job whose attempt is starting reserves."""
         current = job.status.current
-        pool = self.pools.items.get(current.pool) if current else None
-        if current is None or pool is None:
+        if current is None or current.pool not in self.pools.items:
+            return None
+        if current.queue and current.admitted_at is None:
             return None
         bound = sum(
             1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
         )
-        if bound >= job.spec.replicas:
+        if bound >= job.replicas:
             return None
-        resource = pool.spec.gpu_resource
-        each = gpus_per_pod(job.spec.template.spec, resource)
-        return Reservation(pool.name, resource, each, job.spec.replicas - bound)
+        return Reservation(current.pool, self.shape_of(job), job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
         self._stale.update(job.uid for job in (before, after) if job is not None)
+        if after is None and before is not None:
+            self._shapes.pop(before.uid, None)
+
+    def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
+        if before is not None and (after is None or after.volume != before.volume):
+            self.volumes.pop(before.volume, None)
 
     def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
-        if before is None or after is None or before.spec != after.spec:
+        self.supply.put_pool(before, after)
+        if before is None or after is None:
             self._stale.update(self._index.starting)
-
-    def members(self, pool: Pool) -> list[Node]:
-        """Nodes that the pool's selector matches."""
-        return [node for node in self.nodes.items.values() if belongs(node, pool)]
 
     def _link(self, pod: Pod) -> None:
         if pod.job_uid:
@@ -284,8 +366,7 @@ class Cache:
             self._by_claim[pod.namespace, pod.claim][pod.uid] = pod
         if pod.node and not pod.ended:
             self._by_node[pod.node][pod.uid] = pod
-            for resource, amount in pod.gpus.items():
-                self._used[pod.node, resource] += amount
+            self.supply.use(pod.node, _taken(pod), training=bool(pod.job_uid))
 
     def _unlink(self, pod: Pod, *, keep_tombstone: bool) -> None:
         if pod.job_uid:
@@ -305,10 +386,7 @@ class Cache:
             self._by_node[pod.node].pop(pod.uid, None)
             if not self._by_node[pod.node]:
                 del self._by_node[pod.node]
-            for resource, amount in pod.gpus.items():
-                self._used[pod.node, resource] -= amount
-                if not self._used[pod.node, resource]:
-                    del self._used[pod.node, resource]
+            self.supply.use(pod.node, _taken(pod), -1, training=bool(pod.job_uid))
 
     def _remembered(self, pod: Pod) -> bool:
         """Whether a tombstone is of use: the pod's job is still there."""
@@ -316,5 +394,10 @@ class Cache:
         return job is not None and job.uid == pod.job_uid
 
 
+def _taken(pod: Pod) -> dict[str, int]:
+    """What the pod takes of its node, its place among the pods included."""
+    return {**pod.requests, PODS: 1}
+
+
 def _tombstone(pod: Pod) -> Pod:
-    return dataclasses.replace(pod, removed=True, running=False)
+    return dataclasses.replace(pod, removed=True, running=False, unseen=not pod.ended)

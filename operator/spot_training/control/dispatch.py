@@ -1,7 +1,8 @@
 """Which jobs to look at, when: a queue of keys in which each stands at most once, and a clock.
 
 A key that is being worked on and is added again is worked on once more afterwards, never at the same time. What
-fails is tried again with a doubling delay.
+fails is tried again with a doubling delay. A storm of events about one key is a look now and then: what it looks at
+is the newest state, whatever it has missed.
 """
 
 import asyncio
@@ -12,6 +13,30 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 30.0
+BURST, INTERVAL_SECONDS = 20, 0.1
+"""So many looks at a key follow on each other, the others this far apart: a gang of four that is reclaimed and made
+again is some dozen events, one of a thousand is thousands.
+"""
+
+
+class _Pace:
+    """When a key may be looked at again (the generic cell rate algorithm: one time a key)."""
+
+    def __init__(self) -> None:
+        self._due: dict[Hashable, float] = {}
+        self._room = 1000
+
+    def delay(self, key: Hashable, now: float) -> float:
+        """Seconds until the key's next look; 0 or less: now."""
+        return self._due.get(key, now) - now - (BURST - 1) * INTERVAL_SECONDS
+
+    def note(self, key: Hashable, now: float) -> None:
+        """The key is looked at now."""
+        self._due[key] = max(now, self._due.get(key, now)) + INTERVAL_SECONDS
+        if len(self._due) > self._room:
+            # A time that is past says no more than none.
+            self._due = {key: due for key, due in self._due.items() if due > now}
+            self._room = max(1000, 2 * len(self._due))
 
 
 class Dispatcher:
@@ -19,6 +44,7 @@ class Dispatcher:
 
     def __init__(self, work: Callable[[Hashable], Awaitable[float | None]], workers: int = 16) -> None:
         self._work = work
+        self._closed = False
         self._workers = workers
         self._queue: asyncio.Queue[Hashable] = asyncio.Queue()
         self._waiting: set[Hashable] = set()
@@ -26,16 +52,37 @@ class Dispatcher:
         self._again: set[Hashable] = set()
         self._timers: dict[Hashable, asyncio.TimerHandle] = {}
         self._failures: dict[Hashable, int] = {}
+        self._pace = _Pace()
 
     def __len__(self) -> int:
         """Keys that wait to be worked on."""
         return len(self._waiting)
 
+    def close(self) -> None:
+        """Forget all keys, and take none until :meth:`open`. For when nothing runs: it works on nothing then."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        for kept in (self._waiting, self._again, self._timers, self._failures):
+            kept.clear()
+
+    def open(self) -> None:
+        """Take keys again; whoever opens it adds all that there are."""
+        self._closed = False
+
     def add(self, key: Hashable) -> None:
         """Look at the key soon."""
+        if self._closed:
+            return
         if key in self._busy:
             self._again.add(key)
         elif key not in self._waiting:
+            delay = self._pace.delay(key, asyncio.get_running_loop().time())
+            if delay > 0:
+                self.add_after(key, delay)
+                return
             self._waiting.add(key)
             self._queue.put_nowait(key)
 
@@ -43,7 +90,11 @@ class Dispatcher:
         """Look at the key in that time at the latest; many calls within it are one look."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        if key in self._waiting or (timer is not None and timer.when() <= loop.time() + seconds):
+        if (
+            self._closed
+            or key in self._waiting
+            or (timer is not None and timer.when() <= loop.time() + seconds)
+        ):
             return
         if timer is not None:
             timer.cancel()
@@ -64,6 +115,7 @@ class Dispatcher:
             key = await self._queue.get()
             self._waiting.discard(key)
             self._busy.add(key)
+            self._pace.note(key, asyncio.get_running_loop().time())
             timer = self._timers.pop(key, None)
             if timer is not None:
                 timer.cancel()

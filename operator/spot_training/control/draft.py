@@ -11,6 +11,7 @@ from spot_training.api.pool import SpotPoolSpec
 from spot_training.api.status import Current, Interruption, SpotTrainingJobStatus
 from spot_training.api.times import format_time, parse_time
 from spot_training.control import conditions
+from spot_training.control.policies.placement import Request
 from spot_training.control.world import Ask, Job, Node, Pod, Pool, World
 
 MAX_TIMELINE = 20
@@ -29,13 +30,14 @@ class Story:
 class Plan:
     """What the planner wants: the status to be written, what to tell, when to look again, what to look up first.
 
-    With ``asks`` the rest is void: look it up and plan again.
+    With ``asks`` the rest is void: look it up and plan again. ``request``: what the job needs a pool for.
     """
 
     status: SpotTrainingJobStatus
     stories: tuple[Story, ...] = ()
     wake_at: float | None = None
     asks: frozenset[Ask] = frozenset()
+    request: Request | None = None
 
 
 class Draft:
@@ -48,6 +50,7 @@ class Draft:
         self.status = job.status
         self.stories: list[Story] = []
         self.asks: set[Ask] = set()
+        self.request: Request | None = None
         self.why: tuple[str, str] = ("", "")
         self._wake: float | None = None
 
@@ -128,7 +131,7 @@ class Draft:
 
     def plan(self) -> Plan:
         """What came of it."""
-        return Plan(self.status, tuple(self.stories), self._wake, frozenset(self.asks))
+        return Plan(self.status, tuple(self.stories), self._wake, frozenset(self.asks), self.request)
 
 
 def moment(text: str | None) -> float | None:

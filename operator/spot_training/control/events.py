@@ -4,6 +4,8 @@ import asyncio
 import logging
 from typing import Any
 
+import aiohttp
+
 from spot_training.api import names
 from spot_training.api.times import format_micro_time, format_second
 from spot_training.cluster.client import ApiError, Client, core_path
@@ -28,11 +30,22 @@ class Announcer:
 
     def tell(self, job: Job, stories: tuple[Story, ...], now: float) -> None:
         """Queue the Events of a pass."""
+        about = {
+            "apiVersion": names.API_VERSION,
+            "kind": names.JOB_KIND,
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": job.uid,
+        }
+        self.tell_of(about, stories, now)
+
+    def tell_of(self, about: dict[str, str], stories: tuple[Story, ...], now: float) -> None:
+        """Queue Events about an object, given as a reference to it, with its namespace."""
         for story in stories:
             try:
-                self._queue.put_nowait(self._event(job, story, now))
+                self._queue.put_nowait(self._event(about, story, now))
             except asyncio.QueueFull:
-                logger.warning("event dropped, too many are pending: %s %s", job.key, story.reason)
+                logger.warning("event dropped, too many are pending: %s %s", about["name"], story.reason)
 
     async def run(self) -> None:
         """Post until cancelled."""
@@ -41,15 +54,15 @@ class Announcer:
             path = core_path(event["metadata"]["namespace"], "events")
             try:
                 await self._client.create(path, event)
-            except (ApiError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
                 logger.info("event not posted (%s): %s", error, event["message"])
 
-    def _event(self, job: Job, story: Story, now: float) -> dict[str, Any]:
+    def _event(self, about: dict[str, str], story: Story, now: float) -> dict[str, Any]:
         """A core/v1 Event: kubectl sorts by its ``lastTimestamp``, and events of one second by their names."""
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{job.name}.{self._next_id(now):x}", "namespace": job.namespace},
+            "metadata": {"name": f"{about['name']}.{self._next_id(now):x}", "namespace": about["namespace"]},
             "firstTimestamp": format_second(now),
             "lastTimestamp": format_second(now),
             "count": 1,
@@ -61,13 +74,7 @@ class Announcer:
             "source": {"component": COMPONENT},
             "reportingComponent": f"{names.GROUP}/operator",
             "reportingInstance": self._instance[:128],
-            "involvedObject": {
-                "apiVersion": names.API_VERSION,
-                "kind": names.JOB_KIND,
-                "namespace": job.namespace,
-                "name": job.name,
-                "uid": job.uid,
-            },
+            "involvedObject": about,
         }
 
     def _next_id(self, now: float) -> int:

@@ -5,14 +5,15 @@ here follows from the jobs alone and is kept by :meth:`JobIndex.replace`, which 
 """
 
 from bisect import bisect_left, insort
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TypeVar
 
-from spot_training.control.world import Job, Reservation
+from spot_training.api import names
+from spot_training.control.world import Job, Reservation, Shape
 
 Key = tuple[str, str]
-Shape = tuple[int, str, str]
-"""GPUs of a pod, their resource, the pool."""
+Kind = tuple[str, Shape, str]
+"""The pool, a pod's shape, and the one node of all pods where there is one."""
 
 K = TypeVar("K")
 
@@ -25,6 +26,7 @@ class JobIndex:
         self._with_claim: dict[Key, dict[str, Job]] = defaultdict(dict)
         self._holding: dict[Key, dict[str, Job]] = defaultdict(dict)
         self._on_node: dict[str, dict[str, Job]] = defaultdict(dict)
+        self._in_pool: dict[str, dict[str, Job]] = defaultdict(dict)
         self.starting: dict[str, Job] = {}
         """By UID, the jobs with an attempt that is neither stopped nor running as a whole yet."""
 
@@ -47,14 +49,22 @@ class JobIndex:
         """Jobs whose open attempt has a rank on the node, as their status says."""
         return {job.key for job in self._on_node.get(name, {}).values()}
 
+    def in_pool(self, name: str) -> list[Job]:
+        """Jobs with an open attempt in the pool."""
+        return list(self._in_pool.get(name, {}).values())
+
     def claim_user(self, job: Job) -> Job | None:
         """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
         users = []
-        for other in self._holding.get((job.namespace, job.claim), {}).values():
+        for other in self.holding((job.namespace, job.claim)):
             first = job.status.current is None or _age(other) < _age(job)
             if other.uid != job.uid and (other.open_attempt or first):
                 users.append(other)
         return min(users, key=_age, default=None)
+
+    def holding(self, claim: Key) -> list[Job]:
+        """The live jobs that have opened an attempt on the claim, and so keep it until they have ended."""
+        return list(self._holding.get(claim, {}).values())
 
     def _add(self, job: Job) -> None:
         claim = job.namespace, job.claim
@@ -62,7 +72,9 @@ class JobIndex:
         self._with_claim[claim][job.uid] = job
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
-        if job.finished:
+        if current is not None and job.open_attempt:
+            self._in_pool[current.pool][job.uid] = job
+        if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
             self._holding[claim][job.uid] = job
@@ -76,6 +88,8 @@ class JobIndex:
         _remove(self._with_claim, claim, job.uid)
         _remove(self._holding, claim, job.uid)
         self.starting.pop(job.uid, None)
+        if job.status.current is not None:
+            _remove(self._in_pool, job.status.current.pool, job.uid)
         for ref in job.status.current.nodes if job.status.current else ():
             _remove(self._on_node, ref.name, job.uid)
         place = bisect_left(self._waiting, (*_age(job), job.key))
@@ -91,40 +105,35 @@ class Reserved:
 
     def __init__(self) -> None:
         self._made: dict[str, Reservation] = {}
-        self._sums: dict[Shape, int] = {}
+        self._sums: dict[Kind, int] = {}
 
-    def put(self, uid: str, made: Reservation | None) -> None:
-        """The job with that UID reserves this now."""
+    def __len__(self) -> int:
+        """How many kinds of reservations there are."""
+        return len(self._sums)
+
+    def put(self, uid: str, made: Reservation | None) -> bool:
+        """The job with that UID reserves this now; whether that is another than before."""
         before = self._made.pop(uid, None)
         if before is not None:
             self._count(before, -before.pods)
         if made is not None:
             self._made[uid] = made
             self._count(made, made.pods)
+        return before != made
 
-    def without(self, uid: str) -> tuple[Reservation, ...]:
-        """What all but that job reserve, one for each shape; those hardest to fit first."""
-        own = self._made.get(uid)
-        return tuple(
-            Reservation(pool, resource, each, left)
-            for (each, resource, pool), pods in sorted(self._sums.items(), key=_hardest)
-            if (left := pods - (own.pods if own and _shape(own) == (each, resource, pool) else 0))
-        )
+    def all(self) -> tuple[Reservation, ...]:
+        """What is reserved, one for each kind."""
+        return tuple(Reservation(pool, shape, pods, node) for (pool, shape, node), pods in self._sums.items())
+
+    def jobs_by_pool(self) -> Counter[str]:
+        """How many jobs reserve something, by pool."""
+        return Counter(each.pool for each in self._made.values())
 
     def _count(self, made: Reservation, pods: int) -> None:
-        shape = _shape(made)
-        self._sums[shape] = self._sums.get(shape, 0) + pods
-        if not self._sums[shape]:
-            del self._sums[shape]
-
-
-def _hardest(item: tuple[Shape, int]) -> tuple[int, str, str]:
-    (each, resource, pool), _ = item
-    return -each, resource, pool
-
-
-def _shape(made: Reservation) -> Shape:
-    return made.gpus_per_pod, made.resource, made.pool
+        kind = made.pool, made.shape, made.node
+        self._sums[kind] = self._sums.get(kind, 0) + pods
+        if not self._sums[kind]:
+            del self._sums[kind]
 
 
 def _age(job: Job) -> tuple[float, str]:

@@ -1,14 +1,16 @@
 """What the operator counts, for Prometheus, and the port it is read from.
 
-Labels are bounded: pools, reasons from closed tables, phases, HTTP methods and codes; never a job, a namespace or
-a node. The server is aiohttp's, which is here anyway, on the loop that does everything else: prometheus_client's
+Labels are bounded: pools, reasons from closed tables, phases, HTTP methods and codes; never a job or a node. Only
+what jobs cost has their namespaces and chosen labels as well (``charges.py``), of which so many are kept apart. The
+server is aiohttp's, which is here anyway, on the loop that does everything else: prometheus_client's
 own takes a thread, in which it would read the caches while the loop changes them. A scrape takes milliseconds, as
 nothing in it grows with the cluster but the count of jobs by phase.
 """
 
+import asyncio
 import socket
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, get_args
 
@@ -19,7 +21,17 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from spot_training.api.status import Phase, SpotTrainingJobStatus
-from spot_training.control.observations import Counted, Opened, Recovered, observations
+from spot_training.control.charges import Charges
+from spot_training.control.observations import (
+    Counted,
+    MoneyRanOut,
+    Opened,
+    Recovered,
+    WentBack,
+    charge,
+    observations,
+)
+from spot_training.control.world import Job
 
 _RECOVERY_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _RECONCILE_BUCKETS: Final = (
@@ -43,8 +55,9 @@ _RECONCILE_BUCKETS: Final = (
 class Metrics:
     """The operator's metrics in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost_labels: Sequence[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
+        self._charges = Charges(registry, cost_labels)
         ProcessCollector(registry=registry)
         self._disruptions = Counter(
             "spot_operator_disruptions",
@@ -64,6 +77,20 @@ class Metrics:
             buckets=_RECOVERY_BUCKETS,
             registry=registry,
         )
+        self._ran_out = Counter(
+            "spot_operator_budget_exhausted",
+            "Jobs whose onDemand.maxCost pays for no on-demand machines any more",
+            registry=registry,
+        )
+        self._went_back = Counter(
+            "spot_operator_back_to_spot",
+            "Attempts on an on-demand pool that were stopped because spot machines pay",
+            ["pool"],
+            registry=registry,
+        )
+        self.price_troubles = Gauge(
+            "spot_operator_price_troubles", "Bad entries of the price file", registry=registry
+        )
         self.reconcile_seconds = Histogram(
             "spot_operator_reconcile_seconds",
             "One look at one job, requests included",
@@ -71,6 +98,10 @@ class Metrics:
             registry=registry,
         )
         self._queue_depth = Gauge("spot_operator_queue_depth", "Jobs to be looked at now", registry=registry)
+        self._leader = Gauge(
+            "spot_operator_leader", "1: this replica acts; 0: it stands by", registry=registry
+        )
+        self._tasks = Gauge("spot_operator_tasks", "asyncio's tasks, kopf's among them", registry=registry)
         self._requests = Counter(
             "spot_operator_api_requests",
             "The operator's own requests to the API server (kopf's watches are not among them), by HTTP method "
@@ -79,10 +110,20 @@ class Metrics:
             registry=registry,
         )
 
-    def follow(self, phases: Callable[[], Iterable[Phase]], queue_depth: Callable[[], int]) -> None:
-        """Ask these at each scrape: the phase of every job, and how many jobs wait to be looked at."""
-        self.registry.register(_Jobs(phases))
+    def follow(
+        self,
+        phases: Callable[[], Iterable[Phase]],
+        queue_depth: Callable[[], int],
+        leading: Callable[[], bool],
+    ) -> None:
+        """Ask these at each scrape: the phase of every job, how many wait to be looked at, whether this one leads.
+
+        Only the leader tells the jobs, so that they can be summed over the replicas.
+        """
+        self.registry.register(_Jobs(lambda: phases() if leading() else ()))
         self._queue_depth.set_function(queue_depth)
+        self._leader.set_function(leading)
+        self._tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def note_request(self, verb: str, code: str) -> None:
         """The API server answered, or did not."""
@@ -100,6 +141,16 @@ class Metrics:
                     self._attempts.labels(pool).inc()
                 case Recovered(pool=pool, seconds=seconds):
                     self._recovery.labels(pool).observe(seconds)
+                case MoneyRanOut():
+                    self._ran_out.inc()
+                case WentBack(pool=pool):
+                    self._went_back.labels(pool).inc()
+
+    def note_charge(self, job: Job, after: SpotTrainingJobStatus) -> None:
+        """A job's status was written over that of ``job``: what it adds to the bill."""
+        found = charge(job.status, after)
+        if found is not None:
+            self._charges.add(job, found)
 
 
 class _Jobs(Collector):

@@ -6,12 +6,13 @@ however often the job is looked at afterwards.
 
 from collections.abc import Set
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, Literal
 
 from spot_training.api.status import Interruption, SpotTrainingJobStatus
-from spot_training.control.conditions import find
+from spot_training.control.conditions import find, is_true
 from spot_training.control.draft import moment
-from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS
+from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS, RETRYABLE
 
 DISRUPTIONS: Final[Set[str]] = frozenset(
     {
@@ -21,11 +22,10 @@ DISRUPTIONS: Final[Set[str]] = frozenset(
         "PodDeleted",
         "PodGone",
         "Preempted",
+        RETRYABLE,
     }
 )
-FAILURES: Final[Set[str]] = frozenset(
-    {"ContainerCannotRun", "DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed", "StartError"}
-)
+FAILURES: Final[Set[str]] = frozenset({"DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed"})
 OTHER: Final = "Other"
 """Runtimes, kubelets and whoever sets DisruptionTarget may bring words of their own; a label takes none of them."""
 
@@ -57,7 +57,57 @@ class Recovered:
     seconds: float
 
 
-Observation = Counted | Opened | Recovered
+@dataclass(frozen=True, slots=True)
+class MoneyRanOut:
+    """What is left of a job's budget pays for no on-demand machines any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class WentBack:
+    """A job left the machines of an on-demand pool, since there was room on spot ones."""
+
+    pool: str
+
+
+Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a write adds to the job's bill, by the pool whose machines it is for."""
+
+    pool: str
+    capacity_type: str
+    hours: float
+    spent: float
+    on_demand_equivalent: float
+    lost_seconds: int
+
+
+def charge(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> Charge | None:
+    """What the write of ``after`` over ``before`` charges, or None.
+
+    A machine that turns out to have died before it was last charged for is not paid back: a counter only grows, and
+    is by that much above the status.
+    """
+    was = before.current
+    current = was if was is not None and was.end is None else after.current
+    if after.cost is None or current is None:
+        return None
+    found = Charge(
+        current.pool,
+        current.terms.capacity_type if current.terms is not None else "Spot",
+        _grown(before, after, "spot_hours") + _grown(before, after, "on_demand_hours"),
+        _grown(before, after, "spent"),
+        _grown(before, after, "on_demand_equivalent"),
+        max(0, after.lost_seconds - before.lost_seconds),
+    )
+    return found if found.hours or found.lost_seconds else None
+
+
+def _grown(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus, name: str) -> float:
+    was = Decimal(getattr(before.cost, name)) if before.cost is not None else Decimal(0)
+    return max(0.0, float(Decimal(getattr(after.cost, name)) - was))
 
 
 def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list[Observation]:
@@ -72,12 +122,21 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
     opened = after.current
     if opened is not None and opened.attempt > (ended.attempt if ended else 0):
         found.append(Opened(opened.pool))
+    if is_true(after.conditions, "BudgetExhausted") and not is_true(before.conditions, "BudgetExhausted"):
+        found.append(MoneyRanOut())
+    if opened is not None and _stopped_for(after) == "BackToSpot" != _stopped_for(before):
+        found.append(WentBack(opened.pool))
     back = {each.attempt for each in before.timeline if each.resumed_at is not None}
     for entry in after.timeline:
         seconds = _recovery(entry, after) if entry.attempt not in back else None
         if seconds is not None:
             found.append(Recovered(entry.pool or "", seconds))
     return found
+
+
+def _stopped_for(status: SpotTrainingJobStatus) -> str:
+    stop = status.current.stop if status.current is not None else None
+    return stop.cause if stop is not None else ""
 
 
 def _reason(after: SpotTrainingJobStatus, attempt: int) -> str:

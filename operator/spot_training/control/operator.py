@@ -1,34 +1,27 @@
-"""The operator process: kopf brings the events, the caches take them in, the dispatcher looks at what they touch.
+"""What the watches bring, and what it sets in motion: the caches take it in, the dispatchers look at what it touches.
 
-How kopf is used, and why so little of it:
+A standby takes everything in as the leader does, so that it can take over at once, and sets nothing in motion: its
+dispatchers are closed. A new leader looks at every job and pool, for what changed while nobody led was told to nobody.
 
-- Only ``index`` and ``event`` handlers. Daemons, timers and delete handlers would put finalizers on objects, and
-  create/update handlers would write annotations on them; a stopped operator must not be in anybody's way.
-- ``index`` handlers feed the caches while kopf lists; kopf calls no ``event`` handler before everything has been
-  listed, so nothing is decided on half a world. They return nothing: the index itself stays empty.
-- A deletion that happened while a watch was broken is never told. So the caches are compared with fresh lists
-  every few minutes, and a missing pod is looked up before it means anything.
+A deletion that happened while a watch was broken is never told. So the caches are compared with fresh lists every few
+minutes and after each time that kopf had to list again, and a missing pod is looked up before it means anything.
 """
 
-import argparse
 import asyncio
 import logging
-import os
 import socket
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, cast
 
-import kopf
+import aiohttp
 from pydantic import ValidationError
 
-from spot_training.api.names import API_VERSION, GROUP, JOB_PLURAL, POOL_PLURAL, VERSION
+from spot_training.api.names import API_VERSION, JOB_PLURAL, POOL_PLURAL
 from spot_training.cluster.client import ApiError, Client
 from spot_training.control.cache import Cache, Store
-from spot_training.control.connect import connection
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
-from spot_training.control.metrics import Metrics, serving
-from spot_training.control.policies.fate import belongs
+from spot_training.control.metrics import Metrics
 from spot_training.control.pools import PoolReporter
 from spot_training.control.reconcile import Reconciler
 from spot_training.control.world import Job, Node
@@ -36,6 +29,8 @@ from spot_training.control.world import Job, Node
 logger = logging.getLogger(__name__)
 
 RESYNC_SECONDS: Final = 300.0
+RELISTED_SECONDS: Final = 1.0
+"""From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
 POOL_REPORT_SECONDS: Final = 1.0
 """Pool status is written at most once in that time: a gang's start changes it many times."""
 
@@ -51,18 +46,29 @@ LISTS: Final = {
 class Operator:
     """The caches, and what an event about each kind sets in motion."""
 
-    def __init__(self, client: Client, metrics: Metrics) -> None:
+    def __init__(self, client: Client, metrics: Metrics, leading: Callable[[], bool] = lambda: True) -> None:
         self.client = client
         self.metrics = metrics
         self.cache = Cache()
         self.listed = asyncio.Event()
-        self._waking = False
         self.announcer = Announcer(client, socket.gethostname())
-        self.reconciler = Reconciler(client, self.cache, self.announcer, self._job_changed, metrics)
+        self.reconciler = Reconciler(
+            client,
+            self.cache,
+            self.announcer,
+            self._job_changed,
+            metrics,
+            look=lambda key: self.jobs.add(key),
+        )
+        self.placer = self.reconciler.placer
         self.jobs = Dispatcher(self._reconcile)
-        self.pools = Dispatcher(PoolReporter(client, self.cache, self.reconciler.now).report, workers=2)
+        reporter = PoolReporter(client, self.cache, self.reconciler.now, self.placer.wake)
+        self.pools = Dispatcher(reporter.report, workers=2)
+        self.lists = Dispatcher(self._compare, workers=1)
         metrics.follow(
-            lambda: (job.status.phase for job in self.cache.jobs.items.values()), lambda: len(self.jobs)
+            lambda: (job.status.phase for job in self.cache.jobs.items.values()),
+            lambda: len(self.jobs),
+            leading,
         )
 
     def take(self, kind: str, type_: str | None, raw: Mapping[str, Any]) -> None:
@@ -85,45 +91,79 @@ class Operator:
             )
 
     async def _reconcile(self, key: Hashable) -> float | None:
-        with self.metrics.reconcile_seconds.time():
-            return await self.reconciler.reconcile(key)
+        try:
+            with self.metrics.reconcile_seconds.time():
+                return await self.reconciler.reconcile(key)
+        finally:
+            self.placer.seen(cast(tuple[str, str], key))
 
-    def start(self) -> None:
-        """Everything is listed: look at every job and pool once."""
-        for key in self.cache.jobs.items:
-            self.jobs.add(key)
-        for name in self.cache.pools.items:
-            self.pools.add(name)
+    async def follow(self) -> None:
+        """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
+        for kind in LISTS:
+            self.lists.add_after(kind, RESYNC_SECONDS)
+        await self.lists.run()
 
-    async def resync(self) -> None:
-        """Compare the caches with fresh lists, again and again: no watch tells of what went while it was broken."""
+    async def lead(self) -> None:
+        """Act, until cancelled."""
+        await self._catch_up()
+        self.jobs.open()
+        self.pools.open()
+        try:
+            self.placer.expect(self.cache.waiting())
+            for key in self.cache.jobs.items:
+                self.jobs.add(key)
+            for name in self.cache.pools.items:
+                self.pools.add(name)
+            async with asyncio.TaskGroup() as group:
+                for each in (self.jobs, self.pools, self.announcer):
+                    group.create_task(each.run())
+        finally:
+            self.rest()
+
+    def rest(self) -> None:
+        """Set nothing in motion until :meth:`lead`."""
+        self.jobs.close()
+        self.pools.close()
+        self.placer.rest()
+
+    async def _catch_up(self) -> None:
+        """What the former leader wrote last may not have come yet: GPUs that it gave away would be given again."""
         while True:
-            await asyncio.sleep(RESYNC_SECONDS)
             try:
-                await self._prune()
-            except (ApiError, OSError, TimeoutError) as error:
-                logger.warning("resync failed, the next one is in %d s: %s", RESYNC_SECONDS, error)
+                listed = await self.client.get(LISTS["jobs"])
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+                logger.warning("the jobs could not be listed, again in 1 s: %r", error)
+                await asyncio.sleep(1.0)
+                continue
+            for raw in listed["items"]:
+                self.take("jobs", None, raw)
+            return
 
-    async def _prune(self) -> None:
-        stores: dict[str, Store[Any]] = {
+    def relisted(self, kind: str) -> None:
+        """Kopf has listed anew, as after a watch that expired: what is not in that list is gone, and nobody says so."""
+        self.lists.add_after(kind, RELISTED_SECONDS)
+
+    async def _compare(self, kind: Hashable) -> float:
+        """Compare a cache with a fresh list; returns in how many seconds to do it again."""
+        stores: dict[Hashable, Store[Any]] = {
             "jobs": self.cache.jobs,
             "pools": self.cache.pools,
             "nodes": self.cache.nodes,
             "claims": self.cache.claims,
             "pods": self.cache.pods,
         }
-        for kind, path in LISTS.items():
-            store = stores[kind]
-            # Only what was there before the list was made can be a ghost.
-            before = dict(store.items)
-            listed = await self.client.get(path)
-            for raw in listed["items"]:
-                self.take(kind, "MODIFIED", raw)
-            there = {store.key(raw) for raw in listed["items"]}
-            for key, known in before.items():
-                if key not in there and store.items.get(key) is known:
-                    logger.warning("%s %s is gone, and no watch said so", kind, key)
-                    self._forget(kind, key, known)
+        store, name = stores[kind], str(kind)
+        # Only what was there before the list was made can be a ghost.
+        before = dict(store.items)
+        listed = await self.client.get(LISTS[name])
+        for raw in listed["items"]:
+            self.take(name, "MODIFIED", raw)
+        there = {store.key(raw) for raw in listed["items"]}
+        for key, known in before.items():
+            if key not in there and store.items.get(key) is known:
+                logger.warning("%s %s is gone, and no watch said so", kind, key)
+                self._forget(name, key, known)
+        return RESYNC_SECONDS
 
     def _forget(self, kind: str, key: Any, known: Any) -> None:
         match kind:
@@ -134,14 +174,17 @@ class Operator:
             case "jobs":
                 self.cache.jobs.drop(key)
                 self.cache.forget_job(known.uid)
+                self._job_changed(known, None)
             case "nodes":
+                pools = self.cache.supply.pools_of(key)
                 self.cache.nodes.drop(key)
-                self._node_changed(known, None)
+                self._node_changed(known, None, pools)
             case "pools":
                 self.cache.pools.drop(key)
             case "claims":
                 self.cache.claims.drop(key)
-        self._wake_waiting()
+                self._wake_claim(key)
+        self.placer.wake()
 
     def _take_job(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         key = raw["metadata"]["namespace"], raw["metadata"]["name"]
@@ -162,8 +205,12 @@ class Operator:
         """
         ended_attempt = before is not None and before.open_attempt and not (after and after.open_attempt)
         ended_job = before is not None and not before.finished and (after is None or after.finished)
-        if ended_attempt or ended_job:
-            self._wake_waiting()
+        if ended_attempt:
+            self.placer.wake()
+        if ended_job and before is not None:
+            self._wake_claim((before.namespace, before.claim))
+        if after is None and before is not None:
+            self.placer.forget(before.key)
         for job in (before, after):
             if job is not None and job.status.current is not None:
                 self.pools.add_after(job.status.current.pool, POOL_REPORT_SECONDS)
@@ -181,49 +228,46 @@ class Operator:
             return
         if after.job_uid:
             self.jobs.add((after.namespace, after.job))
-        if (after.gpus or after.claim) and (after.ended or after.removed):
-            self._wake_waiting()
-        if after.gpus and (after.node or before is not None):
-            node = self.cache.nodes.items.get(after.node)
-            if node is not None:
-                self._report_pools(node)
+        done = after.ended or after.removed
+        if after.claim and done:
+            self._wake_claim((after.namespace, after.claim))
+        pools = self.cache.supply.pools_of(after.node)
+        if pools and (done or before is None or before.node != after.node):
+            self.placer.wake()
+            for name in pools:
+                self.pools.add_after(name, POOL_REPORT_SECONDS)
 
     def _take_node(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
+            pools = self.cache.supply.pools_of(name)
             gone = self.cache.nodes.drop(name, raw["metadata"]["uid"])
             if gone is not None:
-                self._node_changed(gone, None)
+                self._node_changed(gone, None, pools)
             return
+        pools = self.cache.supply.pools_of(name)
         _, before, after = self.cache.nodes.put(raw)
         if after is not None and after != before:
-            self._node_changed(before, after)
+            self._node_changed(before, after, pools)
 
-    def _node_changed(self, before: Node | None, after: Node | None) -> None:
-        for node in (before, after):
-            if node is not None:
-                self._report_pools(node)
+    def _node_changed(self, before: Node | None, after: Node | None, pools_before: tuple[str, ...]) -> None:
         name = after.name if after else before.name if before else ""
+        for pool in {*pools_before, *self.cache.supply.pools_of(name)}:
+            self.pools.add_after(pool, POOL_REPORT_SECONDS)
         for key in self.cache.jobs_on(name):
             self.jobs.add(key)
-        if after is not None and after.ready and after.schedulable and after.notice is None:
-            self._wake_waiting()
-
-    def _report_pools(self, node: Node) -> None:
-        for pool in self.cache.pools.items.values():
-            if belongs(node, pool):
-                self.pools.add_after(pool.name, POOL_REPORT_SECONDS)
+        self.placer.wake()
 
     def _take_pool(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
             self.cache.pools.drop(name, raw["metadata"]["uid"])
-            self._wake_waiting()
+            self.placer.wake()
             return
         _, before, after = self.cache.pools.put(raw)
         if after is not None and after != before:
             if before is None or before.spec != after.spec:
-                self._wake_waiting()
+                self.placer.wake()
             self.pools.add_after(name, POOL_REPORT_SECONDS)
 
     def _take_claim(self, type_: str | None, raw: Mapping[str, Any]) -> None:
@@ -234,135 +278,13 @@ class Operator:
             _, before, after = self.cache.claims.put(raw)
             changed = after is not None and after != before
         if changed:
-            for job in self.cache.with_claim(key):
-                self.jobs.add(job)
+            self._wake_claim(key)
 
-    def _wake_waiting(self) -> None:
-        """Look at all waiting jobs after this turn of the loop: a turn may bring a hundred reasons for it."""
-        if not self._waking:
-            self._waking = True
-            asyncio.get_running_loop().call_soon(self._wake)
+    def prices_changed(self) -> None:
+        """What was too dear may not be so any more."""
+        self.placer.wake()
 
-    def _wake(self) -> None:
-        self._waking = False
-        for key in self.cache.waiting():
+    def _wake_claim(self, claim: tuple[str, str]) -> None:
+        """Look at the jobs that name the claim: whoever had it may be done with it."""
+        for key in self.cache.with_claim(claim):
             self.jobs.add(key)
-
-
-def registry(operator: Operator) -> kopf.OperatorRegistry:
-    """Kopf's handlers: an index handler that feeds the caches, and an event handler that does the same later."""
-    made = kopf.OperatorRegistry()
-    resources: dict[str, tuple[Any, ...]] = {
-        "jobs": (GROUP, VERSION, JOB_PLURAL),
-        "pools": (GROUP, VERSION, POOL_PLURAL),
-        "nodes": ("", "v1", "nodes"),
-        "claims": ("", "v1", "persistentvolumeclaims"),
-        "pods": ("", "v1", "pods"),
-    }
-    kopf.on.login(id="pod", registry=made)(kopf.login_with_service_account)
-    kopf.on.login(id="by-hand", registry=made)(kopf.login_with_kubeconfig)
-    for kind, resource in resources.items():
-        _register(made, operator, kind, resource)
-    return made
-
-
-def _register(made: kopf.OperatorRegistry, operator: Operator, kind: str, resource: tuple[Any, ...]) -> None:
-    async def feed(body: Mapping[str, Any], **_: Any) -> None:
-        operator.take(kind, None, body)
-
-    async def event(event: Mapping[str, Any], **_: Any) -> None:
-        # kopf calls this only once all kinds are listed, and there is always a node.
-        operator.listed.set()
-        operator.take(kind, event["type"], event["object"])
-
-    kopf.index(*resource, id=f"feed-{kind}", registry=made)(feed)
-    kopf.on.event(*resource, id=f"event-{kind}", registry=made)(event)
-
-
-def settings() -> kopf.OperatorSettings:
-    """Kopf's settings, for an operator that leaves no trace on the objects it watches."""
-    made = kopf.OperatorSettings()
-    made.scanning.disabled = True
-    made.peering.standalone = True
-    made.posting.enabled = False
-    made.persistence.finalizer = f"{GROUP}/unused"
-    made.watching.server_timeout = 290
-    made.watching.reconnect_backoff = 0.5
-    made.networking.error_backoffs = (0.5, 1, 2, 3, 5, 8)
-    made.process.ultimate_exiting_timeout = 10
-    return made
-
-
-async def run(liveness: str | None, metrics_port: int) -> None:
-    """Run until told to stop."""
-    metrics = Metrics()
-    async with (
-        Client(connection(), user_agent="spot-training-operator", observe=metrics.note_request) as client,
-        serving(metrics.registry, metrics_port),
-    ):
-        for kind in ("jobs", "pools"):
-            try:
-                await client.get(LISTS[kind], limit="1")
-            except ApiError as error:
-                if error.code == 404:
-                    raise SystemExit(
-                        f"the cluster does not know {LISTS[kind]}: install the CRDs (kubectl apply -f crds/)"
-                    ) from error
-                raise
-        operator = Operator(client, metrics)
-        handlers = registry(operator)
-
-        async def on_listed() -> None:
-            await operator.listed.wait()
-            operator.start()
-            await asyncio.gather(
-                operator.jobs.run(), operator.pools.run(), operator.announcer.run(), operator.resync()
-            )
-
-        work = asyncio.create_task(on_listed())
-        stop = asyncio.Event()
-        work.add_done_callback(lambda _: stop.set())
-        await kopf.operator(
-            registry=handlers,
-            settings=settings(),
-            clusterwide=True,
-            standalone=True,
-            # kopf would else look up the name of the user, who has none in a container.
-            identity=cast(Any, socket.gethostname()),
-            liveness_endpoint=liveness,
-            stop_flag=stop,
-        )
-        if work.done():
-            work.result()
-        work.cancel()
-
-
-def _port(text: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= 65535:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no port: give a number from 1 to 65535")
-
-
-def main(argv: list[str]) -> int:
-    """``spot-training operator``: reconcile SpotTrainingJobs until told to stop."""
-    parser = argparse.ArgumentParser(prog="spot-training operator", description=main.__doc__)
-    parser.add_argument(
-        "--liveness",
-        default=os.environ.get("SPOT_LIVENESS", "http://0.0.0.0:8080/healthz"),
-        help="address on which the liveness probe is answered",
-    )
-    parser.add_argument(
-        "--metrics-port",
-        type=_port,
-        default=os.environ.get("SPOT_METRICS_PORT", "8081"),
-        help="port of /metrics, on all addresses (SPOT_METRICS_PORT)",
-    )
-    parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
-    options = parser.parse_args(argv)
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for chatty in ("kopf", "aiohttp.access"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    asyncio.run(run(options.liveness, options.metrics_port))
-    return 0

@@ -5,19 +5,35 @@ is to be created and deleted follows from the status once it is written (see :mo
 a stale view fails at the write and has done nothing.
 """
 
-from spot_training.api.status import Current, Demotion
+from dataclasses import replace
+
+from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions
+from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
+from spot_training.control.claims import (
+    NEXT_TRY,
+    claim_trouble,
+    never_on_one_node,
+    resume_trouble,
+    source_of,
+)
 from spot_training.control.draft import Draft, Plan, moment
-from spot_training.control.policies.backoff import HEALTHY_SECONDS, delay
-from spot_training.control.policies.placement import Request, choose
-from spot_training.control.world import Ask, Job, World
+from spot_training.control.policies.avoid import avoided
+from spot_training.control.policies.backoff import delay
+from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
+from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
+from spot_training.control.starting import QUEUED, starting
+from spot_training.control.suitability import note_proven, unsuited
+from spot_training.control.world import Ask, Job, Refusal, World
 
 RETRY_REFUSED_SECONDS = 60.0
 RETRY_QUOTA_SECONDS = 15.0
 DEMOTED_SECONDS = 600.0
-"""How long a pool on which a gang did not become whole is tried last."""
+"""How long a pool is tried last on which a gang did not become whole, or that took a node from it."""
+
+AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 3600.0, 86400.0
+"""How long a pool that does not suit the program is not tried at all: first, and at most."""
 
 
 def plan(job: Job, world: World, now: float) -> Plan:
@@ -30,6 +46,7 @@ def plan(job: Job, world: World, now: float) -> Plan:
         return draft.plan()
     if job.open_attempt:
         observe(draft)
+        spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
@@ -37,6 +54,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
             _next(draft)
         if not draft.asks:
             _summarize(draft)
+    if not draft.asks:
+        ondemand.settle(draft)
+        spending.refresh(draft)
     return draft.plan()
 
 
@@ -53,19 +73,19 @@ def _count(draft: Draft) -> None:
     if end is None:
         return
     _count_lost(draft)
+    spending.close(draft)
+    note_end(draft)
+    note_proven(draft)
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
         _finish(draft, False, end.reason, end.message)
     elif end.cls == "Disruption":
-        streak = 1 if _healthy(draft) else status.disruption_streak + 1
-        draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
-        _retry_after(draft, streak - 1)
-        limit = recovery.max_disruptions
-        if limit is not None and draft.status.disruptions > limit:
-            _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
+        _count_disruption(draft, end)
+    elif (unsuitable := unsuited(draft)) is not None:
+        _avoid(draft, current.pool, unsuitable)
     elif end.cls == "Failure":
-        streak = 1 if _healthy(draft) else status.failure_streak + 1
+        streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
         _retry_after(draft, streak)
         if draft.status.failures > recovery.max_failures:
@@ -76,11 +96,28 @@ def _count(draft: Draft) -> None:
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
     elif end.cls == "NotStarted":
-        _demote(draft, current.pool, end.reason)
+        _retry_after(draft, unstarted_streak(draft, end.reason))
+        if end.reason == "ProvisionTimeout":
+            _demote(draft, current.pool, end.reason)
+            ondemand.note_not_started(draft)
+        if end.reason == "PodsRefused":
+            # The next try begins with a dry run, as the first one did.
+            draft.condition("TemplateInvalid", True, end.reason, end.message)
     if draft.status.phase not in ("Succeeded", "Failed"):
         draft.tell(
             "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
         )
+
+
+def _count_disruption(draft: Draft, end: End) -> None:
+    status, limit = draft.status, draft.job.spec.recovery.max_disruptions
+    streak = 1 if ran_long(draft) else status.disruption_streak + 1
+    draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
+    _retry_after(draft, streak - 1)
+    if end.reason == "Reclaimed":
+        _demote(draft, draft.current.pool, end.reason)
+    if limit is not None and draft.status.disruptions > limit:
+        _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
 
 
 def _count_lost(draft: Draft) -> None:
@@ -99,16 +136,6 @@ def _count_lost(draft: Draft) -> None:
     draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
 
 
-def _healthy(draft: Draft) -> bool:
-    """Whether the attempt ran long enough, or saved, so that the trouble before it does not count any more."""
-    running, started = moment(draft.current.running_at), moment(draft.current.started_at)
-    told = moment(draft.current.stop.at) if draft.current.stop else None
-    if running is not None and (told or draft.now) - running >= HEALTHY_SECONDS:
-        return True
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    return started is not None and saved is not None and saved > started
-
-
 def _retry_after(draft: Draft, streak: int) -> None:
     backoff = draft.job.spec.recovery.backoff
     seed = f"{draft.job.uid}/{draft.current.attempt}"
@@ -117,9 +144,21 @@ def _retry_after(draft: Draft, streak: int) -> None:
 
 
 def _demote(draft: Draft, pool: str, reason: str) -> None:
-    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    others = [each for each in draft.status.demoted_pools if each.pool != pool or each.avoid]
     made = Demotion(pool=pool, until=format_time(draft.now + DEMOTED_SECONDS), reason=reason)
     draft.set(demoted_pools=[*others, made][-64:])
+
+
+def _avoid(draft: Draft, pool: str, why: str) -> None:
+    """Keep the job off a pool that does not suit its program; each time for twice as long."""
+    others = [each for each in draft.status.demoted_pools if each.pool != pool]
+    before = next((each for each in draft.status.demoted_pools if each.pool == pool and each.avoid), None)
+    times = min(before.times + 1, 16) if before else 1
+    seconds = min(LONGEST_AVOIDED_SECONDS, AVOIDED_SECONDS * 2 ** (times - 1))
+    until = format_time(draft.now + seconds)
+    made = Demotion(pool=pool, until=until, reason="PoolUnsuitable", avoid=True, message=why, times=times)
+    draft.set(demoted_pools=[*others, made][-64:], next_try_at=None)
+    draft.tell("PoolUnsuitable", f"Pool {pool} is avoided until {until}: {why}", type_="Warning")
 
 
 def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
@@ -155,7 +194,7 @@ def _next(draft: Draft) -> None:
     if due is not None and draft.now < due:
         draft.wake(due)
         last = draft.status.current.end if draft.status.current else None
-        about = f" after {last.reason}" if last else ""
+        about = f" after {last.reason}: {last.message}" if last else ""
         draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
@@ -163,13 +202,9 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = _claim_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft)
     if blocked is not None:
-        reason, message = blocked
-        if not _is_false(draft, "ClaimReady", reason):
-            draft.tell(reason, message, type_="Warning")
-        draft.condition("ClaimReady", False, reason, message)
-        draft.why = (reason, f"{message}; {_NEXT_CLAIM_TRY.get(reason, 'next try when the claim changes')}")
+        _blocked_by_claim(draft, *blocked)
         return
     if conditions.find(draft.status.conditions, "ClaimReady"):
         draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
@@ -177,49 +212,17 @@ def _next(draft: Draft) -> None:
         _place(draft)
 
 
-_NEXT_CLAIM_TRY = {"ClaimInUse": "next try when that job has ended or is deleted"}
+def _blocked_by_claim(draft: Draft, reason: str, message: str) -> None:
+    if not _is_false(draft, "ClaimReady", reason):
+        draft.tell(reason, message, type_="Warning")
+    draft.condition("ClaimReady", False, reason, message)
+    draft.why = (reason, f"{message}; {NEXT_TRY.get(reason, 'next try when the claim changes')}")
 
 
 def _is_false(draft: Draft, type_: str, reason: str) -> bool:
     """Whether the condition says so already: what has been told need not be told again."""
     known = conditions.find(draft.status.conditions, type_)
     return known is not None and (known.status, known.reason) == ("False", reason)
-
-
-def _claim_trouble(draft: Draft) -> tuple[str, str] | None:
-    """Why the checkpoint claim cannot be mounted now: a reason and what to do."""
-    job, claim = draft.job, draft.world.claim
-    name = job.claim
-    if draft.world.claim_user:
-        return (
-            "ClaimInUse",
-            f"claim {name} is in use by job {draft.world.claim_user}; one live job may use a claim",
-        )
-    template = job.spec.checkpoint.claim_template
-    if claim is None and template is None:
-        return "ClaimNotFound", f"create PersistentVolumeClaim {name} in namespace {job.namespace}"
-    if claim is not None and claim.deleting:
-        return "ClaimDeleting", f"claim {name} is being deleted; use another claim, or wait until it is gone"
-    if template is not None and claim is not None and claim.owner_uids and job.uid not in claim.owner_uids:
-        return (
-            "ClaimDeleting",
-            f"claim {name} belongs to an older job of this name and goes with it; wait until it is gone",
-        )
-    if claim is not None and claim.phase == "Lost":
-        return "ClaimLost", f"claim {name} has lost its volume; restore it or use another claim"
-    modes = claim.modes if claim is not None else template.access_modes if template is not None else ()
-    if not any(mode.startswith("ReadWrite") for mode in modes):
-        return (
-            "ClaimReadOnly",
-            f"claim {name} is {', '.join(modes)}: nothing could be saved; use a ReadWriteMany claim",
-        )
-    if job.spec.replicas > 1 and "ReadWriteMany" not in modes:
-        return (
-            "ClaimNotShareable",
-            f"claim {name} is {', '.join(modes)}, which {job.spec.replicas} pods cannot share; use a "
-            "ReadWriteMany claim, or replicas: 1",
-        )
-    return None
 
 
 def _accepted(draft: Draft) -> bool:
@@ -231,12 +234,10 @@ def _accepted(draft: Draft) -> bool:
     if said is None:
         draft.asks.add(Ask.DRY_RUN)
         return False
-    if said is True:
+    if not isinstance(said, Refusal):
         draft.condition("TemplateInvalid", False, "Accepted", "the API server accepts the pods")
-        draft.set(next_try_at=None)
+        draft.set(next_try_at=None, priority=said.priority)
         return True
-    if said is False:
-        raise AssertionError("a dry run is accepted or refused with a reason")
     wait = RETRY_QUOTA_SECONDS if said.temporary else RETRY_REFUSED_SECONDS
     reason = "PodsRefused" if said.temporary else "TemplateInvalid"
     draft.set(next_try_at=format_time(draft.now + wait))
@@ -251,11 +252,35 @@ def _accepted(draft: Draft) -> bool:
 def _place(draft: Draft) -> None:
     """Find a pool and open the attempt there."""
     job, status = draft.job, draft.status
-    demoted = [each for each in status.demoted_pools if (moment(each.until) or 0.0) > draft.now]
-    for each in demoted:
+    demoted = [each for each in status.demoted_pools if _remembered(draft, each)]
+    active = [each for each in demoted if (moment(each.until) or 0.0) > draft.now]
+    for each in active:
         draft.wake(moment(each.until))
-    last = frozenset(each.pool for each in demoted)
-    choice = choose(Request(job.spec.replicas, job.spec.template.spec, job.spec.pools, last), draft.world)
+    last = frozenset(each.pool for each in active if not each.avoid)
+    shut = {each.pool: _shut(each) for each in active if each.avoid}
+    off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
+    wanted = ondemand.request(draft, last)
+    if draft.asks:
+        return
+    request = draft.request = replace(
+        wanted,
+        refused={**wanted.refused, **shut},
+        avoid=frozenset(off),
+        interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
+    )
+    choice = draft.world.choice
+    if choice is None or not choice.request.same(request):
+        draft.asks.add(Ask.PLACEMENT)
+        return
+    draft.wake(choice.wake_at)
+    ondemand.note_search(draft, wanted, choice)
+    if choice.anywhere:
+        off = {}
+    never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None
+    if never is not None:
+        _blocked_by_claim(draft, *never)
+        return
+    ondemand.note_search(draft, request, choice)
     if choice.pool is None:
         next_try = "next try when a pool, a node or a pod changes"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
@@ -263,16 +288,42 @@ def _place(draft: Draft) -> None:
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
         draft.condition("CapacityAvailable", False, choice.reason, choice.message)
         return
+    source = source_of(draft.world, job)
     number = (status.current.attempt if status.current else 0) + 1
     passed = f" (passed over: {choice.message})" if choice.refused else ""
-    draft.condition("CapacityAvailable", True, "PoolChosen", f"pool {choice.pool}{passed}")
+    reason = "Provisioning" if choice.provisioned else "PoolChosen"
+    draft.condition("CapacityAvailable", True, reason, choice.chosen)
+    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
     draft.set(
-        current=Current(attempt=number, pool=choice.pool, opened_at=draft.stamp()),
+        current=Current(
+            attempt=number,
+            pool=choice.pool,
+            opened_at=draft.stamp(),
+            generation=job.generation,
+            replicas=job.spec.replicas,
+            one_node=request.one_node or None,
+            node=choice.node or None,
+            terms=terms,
+            queue=job.queue or None,
+            avoid=sorted(off),
+            resume_claim=source.claim_name if source else None,
+        ),
         next_try_at=None,
         demoted_pools=demoted,
     )
+    ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
     draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+
+
+def _shut(demotion: Demotion) -> tuple[str, str]:
+    return "PoolAvoided", f"avoided until {demotion.until}: {demotion.message}"
+
+
+def _remembered(draft: Draft, demotion: Demotion) -> bool:
+    """A pool that was avoided is remembered beyond its time, so that the next time is longer."""
+    beyond = LONGEST_AVOIDED_SECONDS if demotion.avoid else 0.0
+    return (moment(demotion.until) or 0.0) + beyond > draft.now
 
 
 def _summarize(draft: Draft) -> None:
@@ -282,6 +333,7 @@ def _summarize(draft: Draft) -> None:
         return
     current = status.current
     is_open = current is not None and current.end is None
+    replicas = (current.replicas if current and is_open else None) or job.spec.replicas
     ready = sum(1 for pod in draft.pods().values() if pod.running and not pod.removed) if is_open else 0
     interrupted = status.disruptions + status.failures > 0
     running = False
@@ -295,15 +347,17 @@ def _summarize(draft: Draft) -> None:
         phase, running = "Running", True
         draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
     else:
-        phase = "Recovering" if interrupted else "Starting"
-        draft.why = ("Starting", f"attempt {current.attempt} starts on pool {current.pool}{_trouble(draft)}")
+        reason, said = starting(draft)
+        phase = "Recovering" if interrupted else "Pending" if reason == QUEUED else "Starting"
+        behind = f"; {said}" if said else ""
+        draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])
     if phase == "Recovering" or conditions.find(draft.status.conditions, "Recovering"):
         draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
     if job.spec.suspend or conditions.find(draft.status.conditions, "Suspended"):
         draft.condition("Suspended", phase == "Suspended", draft.why[0] or "Waiting", draft.why[1])
     _note_agents(draft)
-    draft.set(phase=phase, ready=f"{ready}/{job.spec.replicas}", observed_generation=job.generation)
+    draft.set(phase=phase, ready=f"{ready}/{replicas}", observed_generation=job.generation)
 
 
 def _note_agents(draft: Draft) -> None:
@@ -329,17 +383,3 @@ def _note_agents(draft: Draft) -> None:
     if not known:
         draft.tell("AgentMissing", message, type_="Warning")
     draft.condition("AgentMissing", True, "NoReadyAgent", message)
-
-
-def _trouble(draft: Draft) -> str:
-    """Why a pod of the attempt does not start, in the words of API server, scheduler or kubelet."""
-    obstacle = draft.world.obstacle
-    if obstacle:
-        told = conditions.find(draft.status.conditions, "Running")
-        if told is None or obstacle not in told.message:
-            draft.tell("CreateFailed", obstacle, type_="Warning")
-        return f"; {obstacle}"
-    for index, pod in sorted(draft.pods().items()):
-        if pod.trouble and not pod.removed:
-            return f"; rank {index}: {pod.trouble}"
-    return ""

@@ -9,14 +9,19 @@ from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
+from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
+from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
+from spot_training.control.policies.needs import capacity, pod_needs
+from spot_training.control.policies.price import read_price
 from spot_training.control.world import Claim, Exit, Job, Node, Pod, Pool, Report, Taint
 
 Json = Mapping[str, Any]
 
 MAX_REPORT_BYTES: Final = 4096
 MAX_EXTRAS: Final = 16
+MAX_START_WORDS: Final = 400
 MAX_STEP: Final = 2**53
 """Every JSON reader keeps whole numbers up to here; the API server would refuse a status with a longer one."""
 
@@ -38,6 +43,9 @@ def read_job(raw: Json) -> Job:
         spec=SpotTrainingJobSpec.model_validate(raw["spec"]),
         status=SpotTrainingJobStatus.model_validate(raw.get("status") or {}),
         deleting="deletionTimestamp" in meta,
+        labels=meta.get("labels") or {},
+        queue=(meta.get("labels") or {}).get(kueue.QUEUE, ""),
+        priority_class=(meta.get("labels") or {}).get(kueue.PRIORITY, ""),
         version=meta.get("resourceVersion", ""),
     )
 
@@ -62,6 +70,8 @@ def read_claim(raw: Json) -> Claim:
         modes=tuple((raw.get("spec") or {}).get("accessModes") or ()),
         deleting="deletionTimestamp" in meta,
         owner_uids=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        made_for=(meta.get("labels") or {}).get(names.LABEL_JOB, ""),
+        volume=(raw.get("spec") or {}).get("volumeName") or "",
     )
 
 
@@ -86,14 +96,19 @@ def read_node(raw: Json) -> Node:
         ready_since=seconds(ready.get("lastTransitionTime")) or 0.0,
         schedulable=not spec.get("unschedulable", False),
         taints=taints,
-        capacity={
-            key: int(value)
-            for key, value in (status.get("allocatable") or {}).items()
-            if "/" in key and str(value).isdigit()
-        },
+        capacity=capacity(status.get("allocatable") or {}),
         notice=read_notice(taints, meta.get("annotations") or {}, added),
         out_of_service=any(taint.key in GONE_TAINTS for taint in taints),
+        **_node_price((meta.get("annotations") or {}).get(names.PRICE)),
     )
+
+
+def _node_price(text: str | None) -> dict[str, Any]:
+    """The node's own price, or what is wrong with it."""
+    try:
+        return {"price": read_price(text)} if text is not None else {}
+    except ValueError as error:
+        return {"price_trouble": f"{names.PRICE}: {error}"}
 
 
 def read_pod(raw: Json, removed: bool = False) -> Pod:
@@ -110,7 +125,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "uid": meta["uid"],
         "node": spec.get("nodeName") or "",
         "phase": status.get("phase") or "Pending",
-        "gpus": _gpus(spec),
+        "requests": pod_needs(spec),
         "removed": removed,
         "ended": _ended(spec, status),
     }
@@ -139,12 +154,16 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         deleting=deleted_at is not None,
         kill_at=deleted_at,
         grace=spec.get("terminationGracePeriodSeconds") or 30,
+        accepted_at=seconds(status.get("startTime")),
         # Kubelet says 1970 of a container that it could not start at all.
         started_at=seconds(started) or None,
         running="running" in state,
+        gated=bool(spec.get("schedulingGates")),
         exit=_exit(ended) if ended else None,
+        ended_at=_last_end(status) if common["ended"] else None,
+        budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
         report=read_report(ended.get("message")),
-        status_reason=status.get("reason") or "",
+        status_reason=_status_reason(status),
         disruption=_disruption(status),
         trouble=_trouble(status),
     )
@@ -159,30 +178,39 @@ def _claim(spec: Json) -> str:
 
 
 def _exit(ended: Json) -> Exit:
-    return Exit(ended.get("exitCode", -1), ended.get("reason") or "", seconds(ended.get("finishedAt")) or 0.0)
+    reason = ended.get("reason") or ""
+    # Else the message is the program's: its report is read from it.
+    said = str(ended.get("message") or "")[:MAX_START_WORDS] if reason in START_ERRORS else ""
+    return Exit(ended.get("exitCode", -1), reason, seconds(ended.get("finishedAt")) or 0.0, said)
+
+
+def _status_reason(status: Json) -> str:
+    """The reason that kubelet gives for the pod's end, or that an init container of it failed."""
+    for each in status.get("initContainerStatuses") or ():
+        ended = (each.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode") and ended.get("reason") not in START_ERRORS:
+            return status.get("reason") or INIT_FAILED
+    return status.get("reason") or ""
+
+
+def _last_end(status: Json) -> float | None:
+    """When the last of the pod's containers ended, where kubelet knows."""
+    every = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    ends = [(each.get("state") or {}).get("terminated") or {} for each in every]
+    return max((seconds(each.get("finishedAt")) or 0.0 for each in ends), default=0.0) or None
 
 
 def _number(text: str | None) -> int:
     return int(text) if text and text.isdigit() else 0
 
 
-def _gpus(spec: Json) -> dict[str, int]:
-    """Extended resources the pod holds: the sum over its containers."""
-    total: dict[str, int] = {}
-    for container in spec.get("containers") or ():
-        wanted = container.get("resources") or {}
-        for key, value in ((wanted.get("requests") or {}) | (wanted.get("limits") or {})).items():
-            if "/" in key and str(value).isdigit():
-                total[key] = total.get(key, 0) + int(value)
-    return total
-
-
 def _ended(spec: Json, status: Json) -> bool:
     """Whether no container of the pod can run any more.
 
     All containers terminated is enough, since nothing restarts them; the phase follows a moment later. The phase
-    alone proves nothing: pod garbage collection sets Failed on pods of lost nodes. A pod that was refused by its
-    node has a final phase and no container statuses; it never ran anything.
+    alone proves nothing: pod garbage collection sets Failed on pods of lost nodes, whose containers may have started
+    after the last that was heard of them. A pod that was refused by its node has a final phase and no container
+    statuses; it never ran anything.
     """
     states = [each.get("state") or {} for each in status.get("containerStatuses") or ()]
     if (
@@ -191,6 +219,8 @@ def _ended(spec: Json, status: Json) -> bool:
         and all("terminated" in state for state in states)
     ):
         return True
+    if spec.get("nodeName") and _disruption(status) == "DeletionByPodGC":
+        return False
     states += [each.get("state") or {} for each in status.get("initContainerStatuses") or ()]
     return status.get("phase") in ("Succeeded", "Failed") and not any("running" in state for state in states)
 
@@ -199,6 +229,8 @@ def _disruption(status: Json) -> str:
     for each in status.get("conditions") or ():
         if each.get("type") == names.DISRUPTION_TARGET and each.get("status") == "True":
             return str(each.get("reason") or "Unknown")
+        if each.get("type") == kueue.TERMINATION_TARGET and each.get("status") == "True":
+            return kueue.TERMINATION_TARGET
     return ""
 
 

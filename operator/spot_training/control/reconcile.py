@@ -5,25 +5,31 @@ import logging
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import ValidationError
 
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
-from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier
+from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
+from spot_training.control.claims import volumes_of
+from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
+from spot_training.control.placer import Placer
 from spot_training.control.plan import plan
+from spot_training.control.policies.affinity import read_terms
+from spot_training.control.policies.placement import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Ask, Job, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Refusal
 
 logger = logging.getLogger(__name__)
 
-MAX_QUESTIONS = 4
-"""A plan asks for a live list, for Leases and for a dry run at most, so a fifth round is a defect."""
+MAX_QUESTIONS = 8
+"""A plan asks for a live list, Leases, volumes, a dry run, Events and a pool at most: more rounds are a defect."""
 
 
 @dataclass
@@ -32,7 +38,9 @@ class _Facts:
 
     live: bool = False
     leases: dict[str, float] | None = None
-    dry_run: Refusal | bool | None = None
+    dry_run: Accepted | Refusal | None = None
+    choice: Choice | None = None
+    events: dict[str, str] | None = None
 
 
 class Reconciler:
@@ -46,6 +54,7 @@ class Reconciler:
         changed: Callable[[Job | None, Job | None], None],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
+        look: Callable[[tuple[str, str]], None] = lambda key: None,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -54,8 +63,9 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._applier = Applier(client, cache)
-        self._placing = asyncio.Lock()
-        self._obstacles: dict[Hashable, str] = {}
+        self._complaints = Complaints(client, cache, self.now)
+        self.placer = Placer(cache, self.now, look)
+        self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -66,6 +76,7 @@ class Reconciler:
         job = self._cache.jobs.items.get(key)
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
             self._obstacles.pop(key, None)
+            self.placer.forget(cast(tuple[str, str], key))
             return None
         known = job
         try:
@@ -75,6 +86,9 @@ class Reconciler:
                 raise
             await self._refresh(job)
             return 0.05
+        if made.asks:
+            # Too many wait for a decision each; it is looked at again when there is one.
+            return None
         todo = actions(job, self._cache.world(job), self.now())
         if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
             return 0.05
@@ -82,7 +96,7 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            self._obstacles[job.key] = f"not all could be created: {error}"
+            self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -91,28 +105,49 @@ class Reconciler:
         return max(0.05, made.wake_at - self.now())
 
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
-        """Plan and write. Opening an attempt takes GPUs from the others: one job at a time does that."""
+        """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
         made = await self._plan(job, facts)
-        if _opens(job, made):
-            async with self._placing:
-                made = await self._plan(job, facts)
-                return await self._write(job, made), made
-        return await self._write(job, made), made
+        if made.asks:
+            return job, made
+        if made.request is None:
+            self.placer.forget(job.key)
+        if not _opens(job, made) or facts.choice is None:
+            return await self._write(job, made), made
+        self.placer.opening(job, facts.choice)
+        try:
+            return await self._write(job, made), made
+        finally:
+            self.placer.opened(job)
 
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
+        now = self.now()
+        attempt, obstacle = self._obstacles.get(job.key, (0, None))
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
                 live=facts.live,
                 leases=facts.leases,
                 dry_run=facts.dry_run,
-                obstacle=self._obstacles.get(job.key, ""),
+                choice=facts.choice,
+                events=facts.events,
+                obstacle=f"not all could be created: {obstacle}" if obstacle else "",
+                refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
             )
-            made = plan(job, world, self.now())
+            made = plan(job, world, now)
             if not made.asks:
                 return made
+            if made.request is not None and {Ask.PLACEMENT, Ask.ROOM} & made.asks:
+                # No other task runs between this decision and what is set aside for it.
+                decide = self.placer.decide if Ask.PLACEMENT in made.asks else self.placer.probe
+                facts.choice = decide(job, made.request)
+                if facts.choice is None:
+                    return made
+                continue
+            # Others may be decided for meanwhile.
+            facts.choice = None
             await self._look_up(job, made.asks, facts)
+            now = self.now()
         raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
 
     async def _write(self, job: Job, made: Plan) -> Job:
@@ -121,6 +156,7 @@ class Reconciler:
         written = await self._applier.write_status(job, made.status)
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
         self._metrics.note_write(job.status, made.status)
+        self._metrics.note_charge(job, made.status)
         self._announcer.tell(written, made.stories, self.now())
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)
@@ -133,6 +169,10 @@ class Reconciler:
             facts.live = True
         if Ask.LEASES in asks:
             facts.leases = await self._leases(job)
+        if Ask.EVENTS in asks:
+            facts.events = await self._complaints.of(job)
+        if Ask.VOLUMES in asks:
+            await self._volumes(job)
         if Ask.DRY_RUN in asks:
             pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
             facts.dry_run = await self._applier.dry_run(job, pool)
@@ -149,6 +189,18 @@ class Reconciler:
         for pod in self._cache.pods_of(job.uid):
             if pod.uid not in there and not pod.removed:
                 self._cache.bury(pod)
+
+    async def _volumes(self, job: Job) -> None:
+        """Look up to which nodes the job's volumes can be attached."""
+        for name in volumes_of(self._cache.world(job), job):
+            try:
+                raw = await self._client.get(f"/api/v1/persistentvolumes/{name}")
+            except ApiError as error:
+                if error.code != NOT_FOUND:
+                    raise
+                raw = {}
+            affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
+            self._cache.volumes[name] = read_terms(affinity.get("required"))
 
     async def _leases(self, job: Job) -> dict[str, float]:
         """When the kubelets of the gang's nodes were last heard of."""

@@ -16,7 +16,7 @@ MACHINE_GONE_AFTER_DEADLINE_SECONDS = 5.0
 def ranks(draft: Draft, pods: dict[int, Pod]) -> list[int]:
     """The attempt's ranks. ``spec.replicas`` may have been edited since: what was made counts, too."""
     made = {ref.index for ref in draft.current.nodes} | set(pods)
-    return sorted(made | set(range(draft.job.spec.replicas)))
+    return sorted(made | set(range(draft.job.replicas)))
 
 
 def fates_of(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
@@ -53,7 +53,8 @@ def all_stopped(draft: Draft, pods: dict[int, Pod]) -> bool:
 def _still_runs(draft: Draft, pod: Pod | None, fate: Verdict | None) -> str:
     """Why the rank's containers may still run, or an empty string."""
     present = pod is not None and not pod.removed
-    if pod is not None and pod.ended:
+    if pod is not None and (pod.ended or (pod.deleting and not pod.node)):
+        # What is being deleted is bound to no node any more, however long a finalizer keeps it.
         return ""
     if fate is None:
         return "its pod is not bound and not deleted yet" if present else ""

@@ -9,6 +9,7 @@ from spot_training.control.draft import Draft, moment
 from spot_training.control.world import Notice, Pod
 
 MAX_NOTICES = 64
+MAX_MESSAGE = 1024
 
 
 def notices_of(draft: Draft, pods: dict[int, Pod]) -> list[tuple[str, Notice]]:
@@ -87,7 +88,8 @@ def stop_attempt(
         stop=Stop(
             cause=cause,
             cls=cls,
-            message=message,
+            message=message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…",
+            node=node,
             at=draft.stamp(),
             deadline=draft.stamp(deadline) if deadline is not None else None,
             notice_ids=(notice_ids or [])[:MAX_NOTICES],

@@ -6,7 +6,7 @@ should be, so that an agent killed at any instant goes on where it was when it r
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -15,7 +15,8 @@ import aiohttp
 from spot_training.api.times import format_time
 from spot_training.cluster.client import ApiError, Client, core_path
 from spot_training.node import notice
-from spot_training.node.announce import Announcer
+from spot_training.node.announce import Announcer, Outlet
+from spot_training.node.approver import Approver
 from spot_training.node.drainer import Drainer
 from spot_training.node.health import Pulse
 from spot_training.node.logs import fields
@@ -23,8 +24,9 @@ from spot_training.node.marker import Marker
 from spot_training.node.metrics import Metrics
 from spot_training.node.notice import Active, Answer, Nothing, Notices, Unknown
 from spot_training.node.podcache import PodCache
+from spot_training.node.progress import Progress
 from spot_training.node.situation import Settings, Situation
-from spot_training.node.sources import Source
+from spot_training.node.sources import Approving, Source
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +46,26 @@ RESTART_SECONDS: Final = 1.0
 class Agent:
     """Ties one source to one Node."""
 
-    def __init__(self, settings: Settings, client: Client, source: Source, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client: Client,
+        source: Source,
+        metrics: Metrics,
+        outlets: Sequence[Outlet] = (),
+    ) -> None:
         self._settings, self._client, self._source, self._metrics = settings, client, source, metrics
         self.situation = situation = Situation(lambda: client.clock_offset, settings.policy)
         self.pulse = Pulse(settings.poll_seconds)
-        self._announcer = Announcer(client, settings.node)
+        self._announcer = Announcer(settings, client, outlets)
         self._pods = PodCache(client, settings.node, situation.listener())
         self._marker = Marker(settings, client, situation, source.limits, metrics, self._announcer)
         self._drainer = Drainer(settings, client, situation, self._pods, metrics, self._announcer)
+        self._approver = (
+            Approver(settings, situation, source, metrics, self._announcer)
+            if isinstance(source, Approving)
+            else None
+        )
         self._unconnectable_since: float | None = None
         self._answered_once = False
         self._last: Answer | None = None
@@ -64,6 +78,8 @@ class Agent:
         loops = [self._poll, self._marker.run]
         if self._settings.drain:
             loops += [self._pods.run, self._drainer.run]
+        if self._approver:
+            loops.append(self._approver.run)
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
@@ -113,7 +129,8 @@ class Agent:
         for gone in known - {active.notice.id for active in situation.active}:
             log.info("the notice stands no more", extra=fields(notice=gone))
         if situation.goal is None:
-            situation.attempted, situation.drained, situation.noticed = False, False, None
+            situation.attempted, situation.noticed = False, None
+            situation.progress, situation.judged = Progress.DRAINING, False
         elif goal is None or goal.notice.id != situation.goal.notice.id:
             situation.noticed = asyncio.get_running_loop().time()
         # Also the time alone makes a goal of a warning.

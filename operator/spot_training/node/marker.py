@@ -13,8 +13,10 @@ from spot_training.node.announce import Announcer
 from spot_training.node.drain import backoff
 from spot_training.node.logs import fields
 from spot_training.node.marks import Marks
+from spot_training.node.message import Message, Occasion
 from spot_training.node.metrics import Metrics
-from spot_training.node.notice import MAINTENANCE, REBALANCE, Active, Limits, Notice
+from spot_training.node.notice import MAINTENANCE, REBALANCE, RECLAIM, Active, Limits, Notice
+from spot_training.node.progress import Progress, attached
 from spot_training.node.situation import Settings, Situation, wait
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ RECHECK_SECONDS: Final = 5.0
 
 WARNED_RECHECK_SECONDS: Final = 60.0
 """The same for a notice that only warns, which may stand for weeks on many nodes."""
+
+DETACHING_RECHECK_SECONDS: Final = 1.0
+"""While only volumes are waited for: the Node's status tells of them."""
 
 QUICK_CONFLICTS: Final = 5
 """So many conflicts in a row are answered at once with a fresh look; it is the cordon itself that causes them."""
@@ -44,16 +49,18 @@ class Marker:
         self._settings, self._client, self._situation = settings, client, situation
         self._limits, self._metrics, self._announcer = limits, metrics, announcer
         self._changed = situation.listener()
+        self._borne: Marks | None = None
+        self._sent: Marks | None = None
 
     async def run(self) -> None:
         """Keep the Node's marks right, for ever."""
         failures = 0
         while True:
-            goal, warning = self._situation.goal, self._situation.warning
+            goal = self._situation.goal
             pause: float | None
             try:
                 await self._pass()
-                failures, pause = 0, RECHECK_SECONDS if goal else WARNED_RECHECK_SECONDS if warning else None
+                failures, pause = 0, self._recheck()
             except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 failures += 1
                 quick = QUICK_CONFLICTS if isinstance(error, ApiError) and error.code == 409 else 0
@@ -62,6 +69,7 @@ class Marker:
                 log.warning(
                     "cannot mark the node", extra=fields(notice=name, error=str(error), failures=failures)
                 )
+                self._send(self._wanted())
             if goal is not None and not self._situation.attempted:
                 # Marked or not: pods do not wait for an API server that refuses the marks.
                 self._situation.attempted = True
@@ -79,8 +87,8 @@ class Marker:
         node = await self._client.get(path)
         if not situation.recalled.is_set():
             self._recall(node)
-        goal, warning = situation.goal, situation.warning
-        wanted = _marks(goal, False) if goal else _marks(warning, True) if warning else None
+        self._look(node)
+        goal, wanted = situation.goal, self._wanted()
         patch = marks.apply(node, wanted, situation.now()) if wanted else marks.undo(node)
         if patch and not self._settings.dry_run:
             before, node = marks.read(node), await self._client.patch(path, patch, JSON_PATCH)
@@ -91,13 +99,34 @@ class Marker:
         if goal is not None and not situation.attempted:
             situation.attempted = True
             situation.tell(by=self._changed)
+        self._send(wanted)
         if wanted is None or wanted.warns:
             conditions: tuple[marks.Condition, ...] = marks.withdrawn(node)
         else:
-            conditions = marks.draining(wanted, situation.drained) if self._settings.drain else ()
+            conditions = marks.draining(wanted, situation.progress) if self._settings.drain else ()
         body = marks.condition_patch(node, conditions, situation.now())
         if body and not self._settings.dry_run:
             await self._client.patch(node_path(self._settings.node, "status"), body, STRATEGIC_PATCH)
+
+    def _wanted(self) -> Marks | None:
+        """The marks that the Node should bear now."""
+        goal, warning = self._situation.goal, self._situation.warning
+        return _marks(goal, False) if goal else _marks(warning, True) if warning else None
+
+    def _recheck(self) -> float | None:
+        """How long to wait for a change before the next look; None: until there is one."""
+        if self._situation.goal is None:
+            return WARNED_RECHECK_SECONDS if self._situation.warning else None
+        detaching = self._situation.progress is Progress.DETACHING
+        return DETACHING_RECHECK_SECONDS if detaching else RECHECK_SECONDS
+
+    def _look(self, node: Json) -> None:
+        """Take from the Node what the other loops and the next pass need."""
+        situation, volumes = self._situation, attached(node)
+        self._borne = marks.read(node)
+        if volumes != situation.volumes:
+            situation.volumes = volumes
+            situation.tell(by=self._changed)
 
     def _recall(self, node: Json) -> None:
         """Take up what an earlier run of this agent left on the Node."""
@@ -110,6 +139,7 @@ class Marker:
         situation.active = notice.recall(
             situation.active, known, found.noticed_at, situation.now(), self._limits
         )
+        situation.progress = marks.progress(node, found)
         log.info("found the marks of a notice on the node", extra=fields(notice=known.id))
         situation.tell()
 
@@ -117,24 +147,52 @@ class Marker:
         """Log, count and announce what has just been stored."""
         situation = self._situation
         if after is None:
-            name = before.notice_id if before else "unnamed"
-            log.info("took the marks off the node", extra=fields(notice=name))
+            gone = before or Marks("unnamed", RECLAIM, "unnamed", None, None)
+            log.info("took the marks off the node", extra=fields(notice=gone.notice_id))
             note = "no reclamation is announced any more"
-            self._announcer.tell("NoticeWithdrawn", note, notice=name, now=situation.now())
+            self._announcer.tell("NoticeWithdrawn", note, notice=gone.notice_id, now=situation.now())
+            message = _message(Occasion.WITHDRAWN, note, gone)
+            self._announcer.send(message, situation.now())
             return
         name, due = after.notice_id, None if after.deadline is None else format_time(after.deadline)
         log.info("marked the node", extra=fields(notice=name, deadline=due, warns=after.warns))
         if situation.noticed is not None and not after.warns:
             self._metrics.cordon_seconds.observe(asyncio.get_running_loop().time() - situation.noticed)
             situation.noticed = None
-        if before is not None and (before.notice_id, before.warns) == (name, after.warns):
+        if not _alike(before, after):
+            reason = "SpotWarning" if after.warns else "SpotReclaim"
+            self._announcer.tell(reason, _note(after), notice=name, now=situation.now(), warning=True)
+
+    def _send(self, wanted: Marks | None) -> None:
+        """Send word of a notice out of the cluster, once.
+
+        Marking has been tried by now and delayed by nothing; whether it succeeded does not matter: the API server may
+        be what is in trouble. A Node that bore these marks already tells that an earlier run has sent it.
+        """
+        if _alike(wanted, self._sent):
             return
-        when = f" at {due}" if due else ""
-        note = f"this node is taken away{when}"
-        if after.kind in (REBALANCE, MAINTENANCE):
-            note = f"the cloud announces a {after.kind} of this node{when}"
-        reason = "SpotWarning" if after.warns else "SpotReclaim"
-        self._announcer.tell(reason, note, notice=name, now=situation.now(), warning=True)
+        self._sent = wanted
+        if wanted is not None and not _alike(wanted, self._borne):
+            occasion = Occasion.WARNING if wanted.warns else Occasion.NOTICE
+            self._announcer.send(_message(occasion, _note(wanted), wanted), self._situation.now())
+
+
+def _alike(one: Marks | None, other: Marks | None) -> bool:
+    """Whether both tell people the same: one notice, and whether it only warns."""
+    if one is None or other is None:
+        return one is other
+    return (one.notice_id, one.warns) == (other.notice_id, other.warns)
+
+
+def _note(said: Marks) -> str:
+    when = f" at {format_time(said.deadline)}" if said.deadline is not None else ""
+    if said.kind in (REBALANCE, MAINTENANCE):
+        return f"the cloud announces a {said.kind} of this node{when}"
+    return f"this node is taken away{when}"
+
+
+def _message(occasion: Occasion, note: str, said: Marks) -> Message:
+    return Message(occasion, note, said.notice_id, said.kind, said.source, said.deadline)
 
 
 def _marks(known: Active, warns: bool) -> Marks:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from spot_training.api import names
 from spot_training.api.times import format_time, parse_time
 from spot_training.node.notice import RECLAIM
+from spot_training.node.progress import Progress
 
 Json = dict[str, Any]
 
@@ -118,20 +119,32 @@ def undo(node: Json) -> list[Json]:
     return _tested(node, patch)
 
 
-def draining(marks: Marks, drained: bool) -> tuple[Condition, Condition]:
+SAID: Final = {
+    Progress.DRAINING: (names.REASON_RECLAIMED, "pods are leaving the node"),
+    Progress.LATE: ("DeadlinePassed", "pods are left on the node past the deadline"),
+    Progress.DETACHING: ("VolumesAttached", "all pods have left the node, and volumes are being detached"),
+    Progress.DRAINED: (names.REASON_RECLAIMED, "all pods have left the node"),
+}
+"""Reason and message of the two conditions."""
+
+
+def draining(marks: Marks, progress: Progress) -> tuple[Condition, Condition]:
     """The two conditions while a notice stands."""
     until = "" if marks.deadline is None else f", due {format_time(marks.deadline)}"
-    reason = names.REASON_RECLAIMED
-    if drained:
-        message = f"all pods have left the node (notice {marks.notice_id}{until})"
-        return (
-            Condition(names.CONDITION_DRAINING, False, reason, message),
-            Condition(names.CONDITION_DRAINED, True, reason, message),
-        )
-    message = f"pods are leaving the node (notice {marks.notice_id}{until})"
+    reason, message = SAID[progress]
+    message += f" (notice {marks.notice_id}{until})"
+    drained = progress is Progress.DRAINED
     return (
-        Condition(names.CONDITION_DRAINING, True, reason, message),
-        Condition(names.CONDITION_DRAINED, False, reason, message),
+        Condition(names.CONDITION_DRAINING, not drained, reason, message),
+        Condition(names.CONDITION_DRAINED, drained, reason, message),
+    )
+
+
+def progress(node: Json, marks: Marks) -> Progress:
+    """How far a drain for these marks was, as an agent that was killed since has left it in the conditions."""
+    return next(
+        (step for step in Progress if condition_patch(node, draining(marks, step), 0.0) is None),
+        Progress.DRAINING,
     )
 
 

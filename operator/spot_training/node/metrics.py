@@ -37,6 +37,24 @@ class Metrics:
         self.pods_left = Gauge(
             "spot_agent_pods_left", "Pods that a drain in progress still waits for", registry=registry
         )
+        self.webhook = Counter(
+            "spot_agent_webhook_messages",
+            "Messages to the webhook, by occasion, and by result: sent, failed",
+            ["occasion", "result"],
+            registry=registry,
+        )
+        self.hooks = Counter(
+            "spot_agent_hook_calls",
+            "Calls of the hooks, by way: command, url; and by result: done, failed, timeout",
+            ["way", "result"],
+            registry=registry,
+        )
+        self.approvals = Counter(
+            "spot_agent_approvals",
+            "Events that the cloud was told to go ahead with, by result: approved, failed",
+            ["result"],
+            registry=registry,
+        )
         self.deadline_margin = Gauge(
             "spot_agent_deadline_margin_seconds",
             "Seconds left to the deadline when the last drain ended; negative: too late; NaN: no drain yet",

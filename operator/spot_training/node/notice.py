@@ -46,7 +46,9 @@ class Notice:
 
     ``id`` stays the same however often the notice is read. ``says`` is the time that the source names, in seconds
     since the epoch by the cloud's clock, or None where it names none. ``minimum``: the seconds that are documented
-    for just this notice, where they are not the source's.
+    for just this notice, where they are not the source's. ``single``: the source can tell of one notice of this kind
+    only, so one with another id is the same, restated: it keeps the first id, and its deadline only tightens.
+    ``approvable``: the cloud may be told to go ahead before its time, which is wanted and concerns no other machine.
     """
 
     id: str
@@ -54,6 +56,14 @@ class Notice:
     source: str
     says: float | None
     minimum: float | None = None
+    single: bool = False
+    approvable: bool = False
+
+    def repeats(self, known: "Notice") -> bool:
+        """Whether this is another statement of a notice that is known."""
+        if self.single and (self.kind, self.source) == (known.kind, known.source):
+            return True
+        return self.id == known.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +133,21 @@ def observe(active: tuple[Active, ...], answer: Answer, now: float, limits: Limi
     if isinstance(answer, Unknown):
         # The row of explicit answers is broken, and a drain that was found half done goes on without the source.
         return tuple(replace(known, absent=0, held=False) for known in active if not _over(known, now))
-    listed = {notice.id: notice for notice in answer.notices} if isinstance(answer, Notices) else {}
+    listed = (
+        list({notice.id: notice for notice in answer.notices}.values()) if isinstance(answer, Notices) else []
+    )
     complete = not (isinstance(answer, Notices) and answer.missing)
     result = []
     for known in active:
-        if known.notice.id in listed:
-            result.append(_restated(known, listed.pop(known.notice.id), now, limits))
+        stated = next((notice for notice in listed if notice.repeats(known.notice)), None)
+        if stated is not None:
+            listed.remove(stated)
+            result.append(_restated(known, stated, now, limits))
         elif not complete and not _over(known, now):
             result.append(replace(known, absent=0))
         elif complete and known.absent + 1 < ANSWERS_TO_WITHDRAW and not _over(known, now):
             result.append(replace(known, absent=known.absent + 1))
-    for notice in listed.values():
+    for notice in listed:
         result.append(Active(notice, now, settle(notice, now, limits)))
     return tuple(result)
 
@@ -143,13 +157,14 @@ def recall(
 ) -> tuple[Active, ...]:
     """The active notices with the one that the Node's marks tell of, so that a restarted agent goes on.
 
-    Where the source has already repeated the notice, the marks only say since when it stands.
+    Where the source has already repeated the notice, the marks only say its name and since when it stands.
     """
     since = now if first_seen is None else min(first_seen, now)
     for known in active:
-        if known.notice.id == notice.id:
+        if known.notice.repeats(notice):
             deadline = settle(known.notice, since, limits)
-            older = replace(known, first_seen=since, deadline=deadline)
+            named = replace(known.notice, id=notice.id)
+            older = replace(known, notice=named, first_seen=since, deadline=deadline)
             return tuple(older if other is known else other for other in active)
     return (*active, Active(notice, since, settle(notice, since, limits), held=True))
 
@@ -166,7 +181,9 @@ def _restated(known: Active, stated: Notice, now: float, limits: Limits) -> Acti
         deadline = min(deadline, settle(stated, now, limits) or deadline)
     elif stated.says != known.notice.says:
         deadline = settle(stated, known.first_seen, limits)
-    return Active(stated, known.first_seen, deadline)
+        if stated.single and deadline is not None and known.deadline is not None:
+            deadline = min(deadline, known.deadline)
+    return Active(replace(stated, id=known.notice.id), known.first_seen, deadline)
 
 
 def _over(known: Active, now: float) -> bool:

@@ -18,14 +18,14 @@ PAGE = "25"
 
 
 class PodCache:
-    """Pods by UID. ``synced``: they were listed at least once; ``changed`` is set at every change."""
+    """Pods by UID. ``lists``: how often they were listed; ``changed`` is set at every change."""
 
     def __init__(self, client: Client, node: str, changed: asyncio.Event) -> None:
         self._client, self.changed = client, changed
         self._selector = f"spec.nodeName={node}"
         self._pods: dict[str, Pod] = {}
         self._watching: asyncio.Task[None] | None = None
-        self.synced = False
+        self.lists = 0
 
     def all(self) -> list[Pod]:
         """The pods as last seen."""
@@ -68,7 +68,7 @@ class PodCache:
             if not metadata.get("continue"):
                 break
             query["continue"] = metadata["continue"]
-        self._pods, self.synced = found, True
+        self._pods, self.lists = found, self.lists + 1
         self.changed.set()
         return str(metadata["resourceVersion"])
 

@@ -20,7 +20,8 @@ class Pod:
     ``grace``: its own termination grace in seconds. ``stays``: a DaemonSet's or a static pod's mirror, which
     the node keeps to its end. ``ended``: no container of it can run any more. ``kill_at``: seconds since the epoch
     at which a pod that is being deleted is killed. ``disrupted``: bears DisruptionTarget already. ``local_data``:
-    has an emptyDir, which is lost with it.
+    has an emptyDir on the node's disk, which is lost with it. ``volumes``: how many it has that are its very own
+    (generic ephemeral volumes), and so attached to this node as long as it is there.
     """
 
     namespace: str
@@ -34,6 +35,7 @@ class Pod:
     kill_at: float | None = None
     disrupted: bool = False
     local_data: bool = False
+    volumes: int = 0
 
 
 def read(pod: Json) -> Pod:
@@ -42,6 +44,7 @@ def read(pod: Json) -> Pod:
     owners = metadata.get("ownerReferences") or []
     deletion = metadata.get("deletionTimestamp")
     grace = spec.get("terminationGracePeriodSeconds")
+    volumes = spec.get("volumes") or []
     return Pod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -58,8 +61,14 @@ def read(pod: Json) -> Pod:
             condition.get("type") == names.DISRUPTION_TARGET and condition.get("status") == "True"
             for condition in status.get("conditions") or []
         ),
-        local_data=any("emptyDir" in volume for volume in spec.get("volumes") or []),
+        local_data=any("emptyDir" in volume and not _in_memory(volume) for volume in volumes),
+        volumes=sum("ephemeral" in volume for volume in volumes),
     )
+
+
+def _in_memory(volume: Json) -> bool:
+    """Whether an emptyDir is shared memory, or huge pages: nobody keeps data there."""
+    return bool((volume["emptyDir"] or {}).get("medium"))
 
 
 def _stopped(spec: Json, status: Json) -> bool:

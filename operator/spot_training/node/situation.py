@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 
 from spot_training.node.notice import Active
 from spot_training.node.policy import Policy
+from spot_training.node.progress import Progress
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How this agent is to work. ``pod``: its own namespace and name, where it runs as a pod."""
+    """How this agent is to work.
+
+    ``pod``: its own namespace and name, where it runs as a pod. ``wait_for_volumes``: the node is drained only when
+    its volumes are detached, too. ``cluster``: how messages name this cluster.
+    """
 
     node: str
     poll_seconds: float = 1.0
@@ -23,6 +28,8 @@ class Settings:
     dry_run: bool = False
     pod: tuple[str, str] | None = None
     policy: Policy = field(default_factory=Policy)
+    wait_for_volumes: bool = True
+    cluster: str = ""
 
 
 @dataclass
@@ -31,15 +38,19 @@ class Situation:
 
     ``clock_offset`` gives the API server's clock minus this machine's. ``recalled``: the Node has been read, its
     marks are taken up and its API server's clock is known. ``attempted``: a patch with the present notice's marks
-    has been tried, so that draining may begin. ``noticed``: the event loop's time when a notice came that the Node
-    does not show yet.
+    has been tried, so that draining may begin. ``progress``: how far that is, and ``judged`` whether this
+    run has found it so, or an earlier one. ``volumes``: how many the Node has
+    attached, None before it was read. ``noticed``: the event loop's time when a notice came that the Node does
+    not show yet.
     """
 
     clock_offset: Callable[[], float]
     policy: Policy
     active: tuple[Active, ...] = ()
     attempted: bool = False
-    drained: bool = False
+    progress: Progress = Progress.DRAINING
+    judged: bool = False
+    volumes: int | None = None
     recalled: asyncio.Event = field(default_factory=asyncio.Event)
     noticed: float | None = None
     _listeners: list[asyncio.Event] = field(default_factory=list)

@@ -9,7 +9,7 @@ Layout (names in <> vary; every ``.json`` but a state is a record sealed with it
         step-000000000150/              a checkpoint, after 150 whole steps
           state.pt | state.json         what all ranks have alike, written by rank 0
           rank-00000.pt | .json ...     what each rank has of its own: its random numbers, its sampler
-          manifest.json                 last: size and SHA-256 of each file; with it the checkpoint exists
+          manifest.json                 last: size and checksum of each file; with it the checkpoint exists
         damaged-step-000000000100/      was found damaged, kept to be looked at; delete it by hand
         completed.json                  the program came to its end
 
@@ -84,7 +84,7 @@ class CheckpointDirectory:
 
     def __init__(self, root: Path, fence: str | None, resume: Path | None, now: float) -> None:
         self._root = root
-        root.mkdir(parents=True, exist_ok=True)
+        files.make_directories(root)
         if fence is None:
             self.fence = _claim_local_fence(root, now)
         else:
@@ -92,8 +92,8 @@ class CheckpointDirectory:
             (root / fence).mkdir(exist_ok=True)
         files.sync_directory(root)
         self._own = root / self.fence
-        about = {"format": FORMAT, "time": now, "host": socket.gethostname(), "pid": os.getpid()}
-        files.create_exclusively(self._own / STARTED, files.seal(about))
+        about = {"time": now, "host": socket.gethostname(), "pid": os.getpid()}
+        files.create_exclusively(self._own / STARTED, files.seal(self._about(STARTED) | about))
         record = self._accept(resume, now)
         self._borrowed = _entries(resume, record["borrowed"]) if resume else []
         self._inherited = _entries(root, record["accepted"])
@@ -144,7 +144,7 @@ class CheckpointDirectory:
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record durably that the program came to its end. Raises OSError."""
-        files.write_record(self._own / COMPLETED, record)
+        files.write_record(self._own / COMPLETED, self._about(COMPLETED) | record)
         self.completed = record
 
     def prune(self, keep: Keep) -> bool:
@@ -178,7 +178,7 @@ class CheckpointDirectory:
         inherited, completed, trouble = _chain(self._root, self.fence)
         borrowed = _chain(resume, None)[0] if resume and not inherited and not trouble else []
         record = {
-            "format": FORMAT,
+            **self._about(ACCEPTED),
             "time": now,
             "accepted": [_listed(entry) for entry in inherited],
             "borrowed": [_listed(entry) for entry in borrowed],
@@ -187,7 +187,11 @@ class CheckpointDirectory:
         }
         if files.create_exclusively(self._own / ACCEPTED, files.seal(record)):
             return record
-        return files.read_record(self._own / ACCEPTED)
+        return _read_record(self._own / ACCEPTED)
+
+    def _about(self, name: str) -> dict[str, Any]:
+        """What each record of this attempt begins with, so that one in another's place is known for what it is."""
+        return {"format": FORMAT, "record": name, "fence": self.fence}
 
 
 def _chain(root: Path, before: str | None) -> tuple[list[Entry], dict[str, Any] | None, str | None]:
@@ -203,7 +207,7 @@ def _chain(root: Path, before: str | None) -> tuple[list[Entry], dict[str, Any] 
             continue
         own = _checkpoints(root, fence)
         try:
-            record = files.read_record(attempt / ACCEPTED)
+            record = _read_record(attempt / ACCEPTED)
         except DamagedError as error:
             return own, _completed(attempt), str(error)
         older = _entries(root, record["accepted"])
@@ -239,9 +243,18 @@ def _checkpoints(root: Path, fence: str) -> list[Entry]:
 
 def _completed(attempt: Path) -> dict[str, Any] | None:
     try:
-        return files.read_record(attempt / COMPLETED)
+        return _read_record(attempt / COMPLETED)
     except DamagedError:  # or, nearly always, not there: then the last checkpoint's step tells
         return None
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """An attempt's record. Raises DamagedError, also where it is one of another attempt or of another kind."""
+    record = files.read_record(path)
+    of = (record.get("fence"), record.get("record"))
+    if of != (path.parent.name, path.name):
+        raise DamagedError(f"{path} holds another record: {of[1]} of attempt {of[0]}")
+    return record
 
 
 def _listed(entry: Entry) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The manifest is written last, atomically, when all files are on the disk. A directory without one is no
 checkpoint, only a save that was not finished. With one, it is a checkpoint as long as every file has the size
-and the SHA-256 that stand in it.
+and the checksum that stand in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 from spot_training.train import files
 from spot_training.train.files import DamagedError, Written
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
 
 
@@ -61,7 +61,9 @@ class Manifest:
             "time": self.time,
             "worldSize": self.world_size,
             "extras": self.extras,
-            "files": {name: {"size": file.size, "sha256": file.sha256} for name, file in self.files.items()},
+            "files": {
+                name: {"size": file.size, "checksum": file.checksum} for name, file in self.files.items()
+            },
         }
 
     @classmethod
@@ -77,7 +79,9 @@ class Manifest:
                 time=record["time"],
                 world_size=record["worldSize"],
                 extras=record["extras"],
-                files={name: Written(file["size"], file["sha256"]) for name, file in record["files"].items()},
+                files={
+                    name: Written(file["size"], file["checksum"]) for name, file in record["files"].items()
+                },
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"its manifest lacks something: {error!r}") from error

@@ -1,4 +1,4 @@
-"""A checkpoint that is being loaded: the files that this rank has opened and verified, kept open until it has read."""
+"""A checkpoint that is being loaded: what this rank has read of it and verified, before the program sees any of it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ def open_share(
     """Open and verify this rank's share, and say what is wrong with it.
 
     What all read, and of what each rank has written every `ranks.size`-th: together the ranks verify all files.
-    What is then read is what was verified: `stack` keeps it open.
+    What this rank needs for certain is read in the same pass. Of the others, what may then be read is what was
+    verified: `stack` keeps them open.
     """
     opened: dict[str, BinaryIO] = {}
+    contents: dict[str, dict[str, Any]] = {}
+    needed = {_COMMON, _own(ranks.rank), sharding.stem(ranks.rank)}
     problem = None
     try:
         for name, expected in manifest.files.items():
@@ -35,23 +38,34 @@ def open_share(
             number = stem.partition("-")[2]
             if not number or int(number) % ranks.size == ranks.rank:
                 file = stack.enter_context((entry.path / name).open("rb"))
-                files.verify(file, expected)
-                opened[stem] = file
-        if _COMMON not in opened:
+                if stem in needed:
+                    contents[stem] = state.read_verified(file, expected)
+                else:
+                    files.verify(file, expected)
+                    opened[stem] = file
+        if _COMMON not in contents:
             problem = f"has no file of {_COMMON}"
     except (DamagedError, OSError, ValueError) as error:
         problem = str(error) or type(error).__name__
-    return Opened(entry, manifest, ranks.rank, opened), problem
+    return Opened(entry, manifest, ranks.rank, opened, contents), problem
 
 
 class Opened:
     """What this rank may read of a checkpoint that all ranks have found whole."""
 
-    def __init__(self, entry: Entry, manifest: Manifest, rank: int, opened: Mapping[str, BinaryIO]) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        manifest: Manifest,
+        rank: int,
+        opened: Mapping[str, BinaryIO],
+        contents: Mapping[str, dict[str, Any]],
+    ) -> None:
         self._entry = entry
         self._manifest = manifest
         self._rank = rank
         self._opened = opened
+        self._contents = contents
 
     @property
     def is_sharded(self) -> bool:
@@ -60,12 +74,11 @@ class Opened:
 
     def common(self) -> dict[str, Any]:
         """What all ranks have alike."""
-        return self._read(_COMMON)
+        return self._contents[_COMMON]
 
     def own(self) -> dict[str, Any] | None:
         """What this rank had of its own; None where there was no such rank."""
-        stem = f"rank-{self._rank:05d}"
-        return self._read(stem) if stem in self._opened else None
+        return self._contents.get(_own(self._rank))
 
     def spread(self) -> list[Spread]:
         """Where the parts of the spread tensors are."""
@@ -78,13 +91,14 @@ class Opened:
         reads something else: by then, too late for another checkpoint.
         """
         stem = sharding.stem(rank)
-        if stem in self._opened:
-            return self._read(stem)
+        if stem in self._contents:
+            return self._contents[stem]
+        if file := self._opened.get(stem):
+            return state.read(file, file.name)
         name = next(name for name in self._manifest.files if name.startswith(f"{stem}."))
         with (self._entry.path / name).open("rb") as file:
-            files.verify(file, self._manifest.files[name])
-            return state.read(file, name)
+            return state.read_verified(file, self._manifest.files[name])
 
-    def _read(self, stem: str) -> dict[str, Any]:
-        file = self._opened[stem]
-        return state.read(file, file.name)
+
+def _own(rank: int) -> str:
+    return f"rank-{rank:05d}"

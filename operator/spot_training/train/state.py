@@ -9,19 +9,20 @@ name of the value in question.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
 from spot_training.train import compression
+from spot_training.train.files import CheckedFile, verify
 
 if TYPE_CHECKING:
-    from spot_training.train.files import Sink
+    from spot_training.train.files import Sink, Written
 
 TORCH_SUFFIX: Final = ".pt"
 JSON_SUFFIX: Final = ".json"
@@ -134,12 +135,28 @@ def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None =
     if "torch" in sys.modules:
         import torch
 
-        torch.save(dict(content), target)
+        with _without_checksums(torch):
+            torch.save(dict(content), target)
     else:
         # Not json.dump: it writes in thousands of small pieces.
         target.write(json.dumps(content).encode())
     if isinstance(target, compression.Compressing):
         target.finish()
+
+
+@contextlib.contextmanager
+def _without_checksums(torch: Any) -> Iterator[None]:
+    """Spare torch its own checksums in the file, which take longer than ours and which it does not look at."""
+    serialization = torch.serialization
+    if not hasattr(serialization, "set_crc32_options"):  # since torch 2.6
+        yield
+        return
+    before = serialization.get_crc32_options()
+    serialization.set_crc32_options(False)
+    try:
+        yield
+    finally:
+        serialization.set_crc32_options(before)
 
 
 def read(file: BinaryIO, name: str) -> dict[str, Any]:
@@ -150,8 +167,27 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
         states = torch.load(content, map_location="cpu", weights_only=True)
     else:
-        states = json.load(io.TextIOWrapper(content, encoding="utf-8"))
+        states = json.loads(content.read())
     return dict(states)
+
+
+def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
+    """Read states back that are exactly what was written. Raises DamagedError where they are not.
+
+    The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
+    the program, and whatever goes wrong on the way is then the damage's fault. A compressed one is checked before.
+    """
+    if compression.is_compressed(file.name):
+        verify(file, expected)
+        return read(file, file.name)
+    with CheckedFile(file, expected) as checked:
+        try:
+            content = read(cast("BinaryIO", checked), file.name)
+        except Exception:
+            checked.finish()
+            raise
+        checked.finish()
+    return content
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the tests of the planner are written with: jobs, pools, nodes, pods, and a scene in which they act."""
 
 import dataclasses
+from decimal import Decimal
 from typing import Any
 
 from spot_training.api.job import SpotTrainingJobSpec
@@ -11,7 +12,11 @@ from spot_training.api.times import parse_time
 from spot_training.control.act import Action, CreatePod, DeletePod, actions
 from spot_training.control.draft import Plan
 from spot_training.control.plan import plan
+from spot_training.control.policies.fitting import shape_of
+from spot_training.control.policies.placement import Choice, Request, Waiting, place
+from spot_training.control.supply import Supply
 from spot_training.control.world import (
+    Accepted,
     Ask,
     Claim,
     Exit,
@@ -23,7 +28,10 @@ from spot_training.control.world import (
     Refusal,
     Report,
     Reservation,
+    Shape,
+    Source,
     Taint,
+    Terms,
     World,
 )
 
@@ -68,6 +76,12 @@ def node(name: str, in_pool: str = "a", gpus: int = 4, **fields: Any) -> Node:
     return Node(name=name, **(about | fields))
 
 
+def shape(gpus: int = 4, **more: int) -> Shape:
+    """A pod that asks for so many GPUs, and of other resources what is said."""
+    wanted = {GPU: gpus, "pods": 1, **more}
+    return Shape(needs=tuple(sorted((key, value) for key, value in wanted.items() if value)))
+
+
 def reclaim(seconds: float | None = 60.0, id_: str = "n-1", kind: str = "terminate") -> Notice:
     """A notice of our agent, whose machine goes in that many seconds from NOW."""
     deadline = None if seconds is None else NOW + seconds
@@ -89,41 +103,63 @@ class Scene:
         self.pods: dict[str, Pod] = {}
         self.claim: Claim | None = Claim("claim", "claim-uid")
         self.claim_user = ""
+        self.source: Source | None = None
         self.agents = {"a1", "a2", "b1", "b2"}
-        self.obstacle = ""
+        self.obstacle, self.refused = "", 0
         self.used: dict[tuple[str, str], int] = {}
+        self.prices: dict[str, Decimal] = {}
         self.reservations: tuple[Reservation, ...] = ()
         self.dry_run: Refusal | bool = True
+        self.volumes: dict[str, Terms] = {}
+        self.events: dict[str, str] = {}
         self.leases: dict[str, float] = {}
         self.asked: list[Ask] = []
         self.plan = Plan(self.job.status)
 
-    def world(self, asked: frozenset[Ask] = frozenset()) -> World:
+    def accepted(self) -> Accepted | Refusal:
+        return self.dry_run if isinstance(self.dry_run, Refusal) else Accepted()
+
+    def choice(self, request: Request) -> Choice:
+        """What placement decides for the job where no other waits."""
+        supply = Supply.of(self.nodes.values(), self.pools.values(), self.used)
+        supply.put_prices(self.prices)
+        shape = shape_of(request.pod, request.volumes, request.together, request.ceiling)
+        waiting = Waiting(self.job.key, UID, self.job.created, self.status.priority, request, shape)
+        return place((waiting,), supply, self.reservations, {}, self.now)[self.job.key]
+
+    def world(self, asked: frozenset[Ask] = frozenset(), request: Request | None = None) -> World:
         return World(
             pods=tuple(self.pods.values()),
             nodes=self.nodes,
             pools=self.pools,
+            prices=self.prices,
             claim=self.claim,
             claim_user=self.claim_user,
-            used=self.used,
-            reservations=self.reservations,
+            source=self.source,
             agents=self.agents,
             obstacle=self.obstacle,
+            refused=self.refused,
             live=Ask.LIVE_PODS in asked,
             leases=self.leases if Ask.LEASES in asked else None,
-            dry_run=self.dry_run if Ask.DRY_RUN in asked else None,
+            dry_run=self.accepted() if Ask.DRY_RUN in asked else None,
+            choice=self.choice(request) if request and asked & {Ask.PLACEMENT, Ask.ROOM} else None,
+            volumes=self.volumes if Ask.VOLUMES in asked else {},
+            events=self.events if Ask.EVENTS in asked else None,
         )
 
     def planned(self) -> Plan:
         """The plan, after all that it wanted to be looked up."""
         asked: frozenset[Ask] = frozenset()
-        for _ in range(5):
-            made = plan(self.job, self.world(asked), self.now)
+        request: Request | None = None
+        for _ in range(6):
+            made = plan(self.job, self.world(asked, request), self.now)
             if not made.asks:
                 self.asked = sorted({*self.asked, *asked}, key=lambda ask: ask.name)
-                assert plan(self.job, self.world(asked), self.now) == made
+                self.asked = [ask for ask in self.asked if ask not in (Ask.PLACEMENT, Ask.ROOM)]
+                assert plan(self.job, self.world(asked, request), self.now) == made
                 return made
             asked |= made.asks
+            request = made.request
         raise AssertionError(f"the planner does not stop asking for {made.asks}")
 
     def step(self, after: float = 0.0) -> list[Action]:
@@ -157,11 +193,23 @@ class Scene:
         free = [
             each.name
             for each in self.nodes.values()
-            if each.labels["pool"] == in_pool and each.name not in taken
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         ]
+        on = self.current.node or free[0]
         name = f"job-{attempt}-{index}"
         self.pods[name] = Pod(
-            "ns", name, f"{name}-uid", free[0], job="job", job_uid=UID, attempt=attempt, index=index, grace=55
+            "ns",
+            name,
+            f"{name}-uid",
+            on,
+            created=self.now,
+            job="job",
+            job_uid=UID,
+            attempt=attempt,
+            index=index,
+            grace=55,
         )
 
     def pod(self, index: int = 0) -> Pod:

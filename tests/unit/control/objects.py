@@ -137,6 +137,16 @@ def raw_job(name: str = "job", uid: str = "j-1", version: int = 3, **status: Any
     }
 
 
+def raw_pool(name: str = "a", **spec: Any) -> Json:
+    """A pool of the nodes that bear its name as the label `pool`."""
+    return {
+        "apiVersion": "spot.training/v1alpha1",
+        "kind": "SpotPool",
+        "metadata": {"name": name, "uid": f"{name}-uid", "resourceVersion": "1", "generation": 1},
+        "spec": {"nodeSelector": {"pool": name}, **spec},
+    }
+
+
 def merged(target: Any, patch: Any) -> Any:
     """The document that a merge patch makes of another (RFC 7396, section 2)."""
     if not isinstance(patch, dict):

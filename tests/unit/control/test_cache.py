@@ -40,7 +40,12 @@ def pods(made: Cache) -> list[tuple[str, bool]]:
 
 
 def used(made: Cache) -> dict[tuple[str, str], int]:
-    return dict(made.world_of_pools().used)
+    return {
+        (name, resource): amount
+        for name in ("a1", "n0", "n1")
+        for resource, amount in made.supply.used(name).items()
+        if "/" in resource
+    }
 
 
 def test_an_older_version_never_replaces_a_newer_one() -> None:
@@ -127,7 +132,7 @@ def test_nothing_is_left_of_a_job_that_is_gone(job_first: bool) -> None:
         made.jobs.drop(("ns", "job"), "j-1")
         made.forget_job("j-1")
     assert pods(made) == []
-    assert (made._by_job, made._by_node, dict(made._used)) == ({}, {}, {})
+    assert (made._by_job, made._by_node, dict(made.supply._used)) == ({}, {}, {})
 
 
 def test_a_pod_that_has_ended_holds_no_gpus() -> None:
@@ -187,14 +192,14 @@ def test_reservations_of_opened_attempts() -> None:
     raw = raw_job(version=4, current=current)
     raw["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {GPU: "3"}}
     made.jobs.put(raw)
-    (reserved,) = made.world_of_pools().reservations
-    assert (reserved.pool, reserved.gpus_per_pod, reserved.pods) == ("a", 3, 2)
+    (reserved,) = made.reservations()
+    assert (reserved.pool, reserved.shape.need(GPU), reserved.pods) == ("a", 3, 2)
+    assert made.provisioning() == {"a": 1}
     made.put_pod(pod(10))
-    assert made.world_of_pools().reservations[0].pods == 1
-    assert made.world(made.jobs.items["ns", "job"]).reservations == (), "its own are not in its way"
+    assert made.reservations()[0].pods == 1
     gone = pod(12, "p-2", "job-1-1")
     made.remove_pod(gone)
-    assert made.world_of_pools().reservations == (), "bound once, and gone before it was ever seen"
+    assert made.reservations() == (), "bound once, and gone before it was ever seen"
 
 
 def test_reservations_of_the_same_shape_are_one() -> None:
@@ -210,10 +215,9 @@ def test_reservations_of_the_same_shape_are_one() -> None:
         raw = raw_job(f"job{number}", f"j-{number}", current=current)
         raw["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {GPU: gpus}}
         made.jobs.put(raw)
-    reserved = made.world_of_pools().reservations
-    assert [(each.gpus_per_pod, each.pods) for each in reserved] == [(4, 2), (1, 4)], "hardest to fit first"
-    of_one = made.world(made.jobs.items["ns", "job1"]).reservations
-    assert [(each.gpus_per_pod, each.pods) for each in of_one] == [(1, 4)]
+    reserved = made.reservations()
+    assert sorted((each.shape.need(GPU), each.pods) for each in reserved) == [(1, 4), (4, 2)]
+    assert made.provisioning() == {"a": 3}
 
 
 NAMES, EVENTS = ["job-1-0", "job-1-1"], ["put", "end", "move", "delete", "again", "late", "bury"]

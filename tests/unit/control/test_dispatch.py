@@ -129,3 +129,64 @@ async def test_a_call_that_asks_for_a_late_look_does_not_undo_a_nearer_one() -> 
         work.gate.set()
         await work.until(lambda: work.calls == ["a", "a"])
     assert not work.overlapped
+
+
+async def test_what_is_closed_takes_nothing_and_forgets_what_it_had() -> None:
+    work = Work()
+    queue = Dispatcher(work)
+    queue.add("queued")
+    queue.add_after("timed", 0.01)
+    queue.close()
+    queue.add("late")
+    queue.add_after("later", 0.0)
+    assert len(queue) == 0
+    task = asyncio.create_task(queue.run())
+    queue.open()
+    # Longer than what was asked for before: were it remembered, it would come first.
+    queue.add_after("after", 0.05)
+    await work.until(lambda: work.calls == ["after"])
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_what_was_worked_on_when_it_was_closed_can_be_worked_on_again() -> None:
+    work = Work()
+    work.gate.clear()
+    queue = Dispatcher(work)
+    for _ in range(2):
+        queue.open()
+        task = asyncio.create_task(queue.run())
+        queue.add("a")
+        await work.until(lambda: work.busy["a"] == 1)
+        queue.add("a")
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        queue.close()
+        work.busy.clear()
+    assert work.calls == ["a", "a"], "and what was to follow on it is forgotten, too"
+
+
+async def test_of_a_storm_each_key_gets_a_burst_and_then_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERVAL_SECONDS", 3600.0)
+    work = Work()
+    async with running(work) as queue:
+        for number in range(dispatch.BURST):
+            queue.add("a")
+            await work.until(lambda number=number: len(work.calls) == number + 1)  # type: ignore[misc]
+        queue.add("a")
+        queue.add("b")
+        await work.until(lambda: "b" in work.calls)
+        assert Counter(work.calls) == {"a": dispatch.BURST, "b": 1}
+        assert len(queue) == 0, "it waits for its time, not in the queue"
+
+
+async def test_the_pace_of_keys_that_are_long_gone_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "INTERVAL_SECONDS", 1e-9)
+    work = Work()
+    async with running(work) as queue:
+        for number in range(5000):
+            queue.add(number)
+        await work.until(lambda: len(work.calls) == 5000)
+        assert len(queue._pace._due) <= 1001

@@ -104,7 +104,7 @@ def test_who_owns_the_claim_in_the_end(retain: str, code: int, owned: bool) -> N
         "claimTemplate": {"accessModes": ["ReadWriteMany"], "resources": {}},
     }
     scene = Scene(type(spec()).model_validate(made))
-    scene.claim = Claim("job-checkpoint", "u")
+    scene.claim = Claim("job-checkpoint", "u", made_for="job")
     did = scene.started().exit(code).step()
     assert did == ([OwnClaim("job-checkpoint")] if owned else [])
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from spot_training.control.cache import Cache
 from spot_training.control.index import JobIndex
-from spot_training.control.policies.placement import free_gpus, gpus_per_pod
-from spot_training.control.world import Job, Reservation, World
-from tests.unit.control.build import GPU, node, pool
+from spot_training.control.ledger import Ledger
+from spot_training.control.policies.needs import gpus_per_pod
+from spot_training.control.supply import Supply
+from spot_training.control.world import Job, Reservation
+from tests.unit.control.build import GPU, node, pool, shape
 from tests.unit.control.objects import Json, raw_job, raw_pod
 
 NAMES = ["one", "two", "three"]
@@ -36,6 +38,8 @@ def statuses(draw: st.DrawFn) -> Json:
         }
         if draw(st.integers(0, 3)) == 0:
             current["runningAt"] = AT
+        if draw(st.integers(0, 3)) == 0:
+            current["node"] = draw(st.sampled_from(NODES))
         if draw(st.integers(0, 3)) == 0:
             current["stop"] = {"cause": "Reclaimed", "at": AT}
         if draw(st.integers(0, 3)) == 0:
@@ -148,11 +152,11 @@ def plain_claim_users(cache: Cache, job: Job) -> list[str]:
     return [other.name for other in sorted(found, key=lambda other: (other.created, other.uid))]
 
 
-def plain_reservations(cache: Cache, but: str) -> Counter[tuple[str, str, int]]:
-    found: Counter[tuple[str, str, int]] = Counter()
+def plain_reservations(cache: Cache) -> Counter[tuple[str, int, str]]:
+    found: Counter[tuple[str, int, str]] = Counter()
     for job in cache.jobs.items.values():
         current = job.status.current
-        if job.uid == but or job.finished or current is None or current.end or current.stop:
+        if job.finished or current is None or current.end or current.stop:
             continue
         bound = sum(
             1
@@ -161,16 +165,21 @@ def plain_reservations(cache: Cache, but: str) -> Counter[tuple[str, str, int]]:
         )
         where = cache.pools.items.get(current.pool)
         if where is not None and bound < job.spec.replicas and not current.running_at:
-            resource = where.spec.gpu_resource
-            each = gpus_per_pod(job.spec.template.spec, resource)
-            found[where.name, resource, each] += job.spec.replicas - bound
+            each = gpus_per_pod(job.spec.template.spec, GPU)
+            found[where.name, each, current.node or ""] += job.spec.replicas - bound
     return found
 
 
-def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, str, int]]:
-    assert len({(each.pool, each.resource, each.gpus_per_pod) for each in reservations}) == len(reservations)
+def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, int, str]]:
+    kinds = {(each.pool, each.shape, each.node) for each in reservations}
+    assert len(kinds) == len(reservations)
     assert all(each.pods > 0 for each in reservations), reservations
-    return Counter({(each.pool, each.resource, each.gpus_per_pod): each.pods for each in reservations})
+    return Counter({(each.pool, each.shape.need(GPU), each.node): each.pods for each in reservations})
+
+
+def plain_users(cache: Cache, name: str) -> list[str]:
+    jobs = [job for job in cache.jobs.items.values() if job.open_attempt]
+    return sorted(job.uid for job in jobs if job.status.current and job.status.current.pool == name)
 
 
 @settings(max_examples=400)
@@ -185,16 +194,17 @@ def test_the_answers_are_those_of_going_over_all_jobs(happening: list[tuple[str,
         for claim in ("claim", "other"):
             named = [job.key for job in cache.jobs.items.values() if job.claim == claim]
             assert sorted(cache.with_claim(("ns", claim))) == sorted(named)
-        assert counted(cache.world_of_pools().reservations) == plain_reservations(cache, "")
+        assert counted(cache.reservations()) == plain_reservations(cache)
+        for name in ("a", "b"):
+            assert sorted(job.uid for job in cache.users(name)) == plain_users(cache, name)
         for job in cache.jobs.items.values():
             world, users = cache.world(job), plain_claim_users(cache, job)
             # The raw pods here mount no claim: only jobs can have one.
             assert world.claim_user == (users[0] if users else ""), job.name
-            assert counted(world.reservations) == plain_reservations(cache, job.uid), job.name
     for job in list(cache.jobs.items.values()):
         cache.jobs.drop(job.key)
     assert vars(cache._index) == vars(JobIndex()), "something is left of jobs that are gone"
-    assert cache.world_of_pools().reservations == ()
+    assert cache.reservations() == ()
 
 
 @given(
@@ -205,12 +215,12 @@ def test_reservations_are_packed_pod_by_pod_on_the_fullest_node_that_fits(
     capacities: list[int], wanted: list[tuple[int, int]]
 ) -> None:
     nodes = {f"a{index}": node(f"a{index}", gpus=gpus) for index, gpus in enumerate(capacities)}
-    reservations = tuple(Reservation("a", GPU, size, count) for size, count in wanted)
+    reservations = [Reservation("a", shape(size), count) for size, count in wanted]
     expected = {name: each.capacity[GPU] for name, each in nodes.items()}
-    for size, count in wanted:
+    for size, count in sorted(wanted, key=lambda each: (-each[0], each[1])):
         for _ in range(count):
             fitting = [name for name, left in expected.items() if left >= size]
             if fitting and size:
                 expected[min(fitting, key=lambda name: (expected[name], name))] -= size
-    world = World(nodes=nodes, pools={"a": pool("a")}, reservations=reservations)
-    assert free_gpus(nodes.values(), world.pools["a"], world) == expected
+    ledger = Ledger(Supply.of(nodes.values(), [pool("a")]), reservations)
+    assert {name: ledger.free(name)[GPU] for name in nodes} == expected

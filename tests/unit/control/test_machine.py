@@ -2,29 +2,26 @@
 
 The real reconciler, caches and writes run against a simulated API server; hypothesis decides what happens next:
 pods start, end and are deleted; nodes are marked, die, are cut off and come back; the watch lags; answers are lost;
-the operator is killed between any two writes.
+the operator is killed between any two writes; a watch expires, and nobody tells what went meanwhile; a former leader
+wakes up with what it knew, and nothing but the API server holds it back.
 """
 
 import asyncio
+import os
 from contextlib import suppress
-from typing import cast
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from spot_training.api.status import SpotTrainingJobStatus
-from spot_training.cluster.client import ApiError, Client
-from spot_training.control.cache import Cache
-from spot_training.control.events import Announcer
-from spot_training.control.metrics import Metrics
-from spot_training.control.reconcile import Reconciler
+from spot_training.cluster.client import ApiError
 from tests.unit.control.build import check_progress
 from tests.unit.control.objects import Json, raw_job
+from tests.unit.control.operated import Operated
 from tests.unit.control.sim import Crash, Sim
 
 NODES = ["a1", "a2", "a3", "a4"]
-KEY = ("ns", "job")
 ASSUME_GONE = 300.0
 
 names = st.sampled_from(NODES)
@@ -42,7 +39,7 @@ class Machine(RuleBasedStateMachine):
         job["spec"]["replicas"] = replicas
         job["spec"]["checkpoint"]["writer"] = self.writer
         job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": 4}}
-        job["spec"]["recovery"] = {"maxFailures": 2}
+        job["spec"]["recovery"] = {"maxFailures": 2, "retryableExitCodes": [42]}
         pool = {
             "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
             "spec": {"nodeSelector": {"pool": "a"}},
@@ -52,7 +49,10 @@ class Machine(RuleBasedStateMachine):
         self.replicas = replicas
         self.crashed: set[int] = set()
         self.trouble: set[int] = set()
+        self.torn: set[int] = set()
         self.seen = SpotTrainingJobStatus()
+        self.former: list[Operated] = []
+        self._status = ("", SpotTrainingJobStatus())
         self.restart()
         self.things_go_on()
         assert self.status.phase == "Running", self.status
@@ -69,35 +69,12 @@ class Machine(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """A new operator, that knows what it lists."""
-        sim = self.sim
-        sim.lose, sim.before_write = 0, lambda: None
-        sim.watch.clear()
-        self.cache = Cache()
-        self.cache.jobs.put(sim.job)
-        self.cache.pools.put(sim.pool)
-        claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
-        self.cache.claims.put(
-            claim | {"spec": {"accessModes": ["ReadWriteMany"]}, "status": {"phase": "Bound"}}
-        )
-        for raw in sim.nodes.values():
-            self.cache.nodes.put(raw)
-        for raw in sim.pods.values():
-            self.cache.put_pod(raw)
-        client = cast(Client, sim)
-        self.reconciler = Reconciler(
-            client, self.cache, Announcer(client, "test"), lambda *_: None, Metrics(), lambda: self.sim.now
-        )
+        self.sim.lose, self.sim.before_write = 0, lambda: None
+        self.sim.watch.clear()
+        self.operator = Operated(self.sim)
 
     def deliver(self, count: int) -> None:
-        """The watch brings the next events."""
-        for kind, type_, raw in self.sim.watch[:count]:
-            if kind == "pods":
-                self.cache.remove_pod(raw) if type_ == "DELETED" else self.cache.put_pod(raw)
-            elif kind == "nodes" and type_ == "DELETED":
-                self.cache.nodes.drop(raw["metadata"]["name"], raw["metadata"]["uid"])
-            else:
-                (self.cache.jobs if kind == "jobs" else self.cache.nodes).put(raw)
-        del self.sim.watch[:count]
+        self.operator.deliver(count)
 
     @rule(count=st.integers(1, 6))
     def watch(self, count: int) -> None:
@@ -140,9 +117,31 @@ class Machine(RuleBasedStateMachine):
             self.reconcile()
         self.sim.lose = 0
 
-    def reconcile(self) -> None:
+    @rule()
+    def the_watch_expires(self) -> None:
+        """All is listed anew, and what went meanwhile stays in the caches."""
+        self.sim.watch.clear()
+        self.operator.list()
+
+    @rule()
+    def the_caches_are_compared(self) -> None:
+        self.operator.compare()
+
+    @rule()
+    def the_leader_is_frozen_and_another_takes_over(self) -> None:
+        self.former = [*self.former[-1:], self.operator]
+        self.restart()
+
+    @rule(passes=st.integers(1, 3))
+    def former_leaders_wake_up(self, passes: int) -> None:
+        """Each with the caches of back then; what the Lease would forbid it is not forbidden here."""
+        for each in self.former:
+            for _ in range(passes):
+                self.reconcile(each)
+
+    def reconcile(self, operator: Operated | None = None) -> None:
         try:
-            self.loop.run_until_complete(self.reconciler.reconcile(KEY))
+            self.loop.run_until_complete((operator or self.operator).reconcile())
         except (ApiError, RuntimeError) as error:
             raise AssertionError(f"the pass failed: {error!r}") from error
 
@@ -185,16 +184,32 @@ class Machine(RuleBasedStateMachine):
             self.crashed.add(attempt_of(pod))
             self.sim.end(pod, 1, "Error")
 
+    @rule(pick=picks)
+    def a_program_asks_for_another_try(self, pick: int) -> None:
+        pod = self.running(pick)
+        if pod is not None:
+            self.sim.end(pod, 42, "Error")
+
+    @rule()
+    def a_container_cannot_be_started(self) -> None:
+        for pod in list(self.sim.pods.values()):
+            name = pod["spec"].get("nodeName")
+            if name and self.sim.machine[name] == "up" and pod["status"]["phase"] == "Pending":
+                self.sim.end(pod, 128, "StartError")
+                return
+
     def survivor_fails(self, attempt: int) -> None:
         """A rank of an attempt whose peer is in trouble dies of it."""
         pod = self.running(0)
         if pod is not None and attempt_of(pod) == attempt and attempt in self.trouble:
+            self.torn.add(attempt)
             self.sim.end(pod, 1, "Error")
 
     @rule(pick=picks)
     def a_rank_is_done(self, pick: int) -> None:
         pod = self.running(pick)
-        if pod is not None:
+        # No rank is done with its work that another has died over.
+        if pod is not None and attempt_of(pod) not in self.torn:
             self.sim.end(pod, 0, "Completed", '{"reason":"Completed","step":9}')
 
     @rule(gone=st.booleans(), code=st.sampled_from([143, 0, 1, 137]))
@@ -307,7 +322,10 @@ class Machine(RuleBasedStateMachine):
 
     @property
     def status(self) -> SpotTrainingJobStatus:
-        return SpotTrainingJobStatus.model_validate(self.sim.job["status"])
+        version = str(self.sim.job["metadata"]["resourceVersion"])
+        if self._status[0] != version:
+            self._status = version, SpotTrainingJobStatus.model_validate(self.sim.job["status"])
+        return self._status[1]
 
     def heal(self) -> None:
         """Everything is mended, and the job goes on to its end."""
@@ -316,6 +334,7 @@ class Machine(RuleBasedStateMachine):
         if self.sim.job["spec"].get("suspend"):
             self.sim.edit_job(suspend=False)
         self.deliver(len(self.sim.watch))
+        self.operator.compare()
         for _ in range(60):
             self.watch_and_look()
             if self.status.phase in ("Succeeded", "Failed"):
@@ -359,7 +378,11 @@ class FencedMachine(Machine):
     writer = "Library"
 
 
-SETTINGS = settings(max_examples=150, stateful_step_count=40)
+# `make soak` runs many more than `make test`, and not the same each time.
+RUNS = int(os.environ.get("SPOT_TRAINING_RUNS", "250"))
+SETTINGS = settings(
+    max_examples=RUNS, stateful_step_count=40, derandomize="SPOT_TRAINING_RUNS" not in os.environ
+)
 TestOther = Machine.TestCase
 TestOther.settings = SETTINGS
 TestLibrary = FencedMachine.TestCase

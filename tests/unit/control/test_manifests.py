@@ -40,6 +40,7 @@ def test_the_contract_with_the_training_code() -> None:
         "PET_NPROC_PER_NODE": "4",
         "PET_MASTER_ADDR": "job-3-0.job",
         "PET_MASTER_PORT": "29500",
+        "PET_RDZV_ID": "job-uid-3",
     }
 
 
@@ -66,6 +67,51 @@ def test_a_users_own_value_wins_and_may_refer_to_ours() -> None:
     assert env(container)["MASTER_PORT"] == "1"
     assert len(names) == len(set(names))
     assert names.index("RANK") < names.index("TAG"), "only what stands before can be referred to"
+
+
+def test_each_attempt_has_a_rendezvous_of_its_own() -> None:
+    about = job(spec(2))
+    ids = {
+        env(manifests.pod(about, attempt, index, None)["spec"]["containers"][0])["PET_RDZV_ID"]
+        for attempt in (1, 2)
+        for index in (0, 1)
+    }
+    assert len(ids) == 2, "one for all ranks of an attempt, another for the next"
+
+
+def test_on_the_nodes_network_the_port_is_the_attempts_own_and_the_scheduler_knows() -> None:
+    about = spec(2).to_json()
+    about["template"]["spec"] |= {"hostNetwork": True}
+    gang = job(SpotTrainingJobSpec.model_validate(about))
+    first, second = (manifests.pod(gang, 1, index, None)["spec"] for index in (0, 1))
+    (listens,) = first["containers"][0]["ports"]
+    port = env(first["containers"][0])["MASTER_PORT"]
+    assert env(second["containers"][0])["PET_MASTER_PORT"] == port == str(listens["hostPort"])
+    assert listens["containerPort"] == listens["hostPort"] in manifests.HOST_PORTS
+    assert "ports" not in second["containers"][0], "only rank 0 listens"
+    assert first["dnsPolicy"] == "ClusterFirstWithHostNet"
+    later = manifests.pod(gang, 2, 0, None)["spec"]["containers"][0]
+    assert env(later)["MASTER_PORT"] != port, "a late process of an older attempt holds the port"
+
+
+def test_a_port_that_the_user_chose_is_not_declared() -> None:
+    own = [{"name": "main", "image": "i", "env": [{"name": "MASTER_PORT", "value": "1"}]}]
+    about = spec(2).to_json()
+    about["template"]["spec"] = {"hostNetwork": True, "containers": own}
+    first = manifests.pod(job(SpotTrainingJobSpec.model_validate(about)), 1, 0, None)["spec"]
+    assert "ports" not in first["containers"][0]
+    assert env(first["containers"][0])["MASTER_PORT"] == "1"
+
+
+def test_what_keeps_autoscalers_off_is_there_unless_the_user_says_otherwise() -> None:
+    about = spec(2).to_json()
+    about["template"]["metadata"] = {"annotations": {"karpenter.sh/do-not-disrupt": "false", "own": "x"}}
+    pod = manifests.pod(job(SpotTrainingJobSpec.model_validate(about)), 1, 0, None)
+    assert pod["metadata"]["annotations"] == {
+        "karpenter.sh/do-not-disrupt": "false",
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        "own": "x",
+    }
 
 
 def test_every_container_has_the_volume() -> None:

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from spot_training.api.status import Phase, SpotTrainingJobStatus
 from spot_training.cluster.client import ApiError, Client, Connection
+from spot_training.control.main import main
 from spot_training.control.metrics import Metrics, serving
-from spot_training.control.operator import main
 from tests.unit.control.test_observations import TABLE
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -68,8 +68,16 @@ async def test_what_stands_is_asked_at_each_scrape(server: tuple[Metrics, int]) 
     metrics, port = server
     phases: list[Phase] = ["Running", "Running", "Pending"]
     waiting: list[str] = ["one"]
-    metrics.follow(lambda: phases, lambda: len(waiting))
+    leading = [False]
+    metrics.follow(lambda: phases, lambda: len(waiting), lambda: leading[0])
     seen = await scrape(port)
+    assert (sample(seen, "leader"), sample(seen, "jobs", phase="Running")) == (0, 0), (
+        "a standby tells no jobs"
+    )
+    leading[0] = True
+    seen = await scrape(port)
+    assert sample(seen, "leader") == 1
+    assert sample(seen, "tasks") >= 1
     assert sample(seen, "jobs", phase="Running") == 2
     assert sample(seen, "jobs", phase="Failed") == 0
     assert sample(seen, "queue_depth") == 1
@@ -91,6 +99,14 @@ def test_a_port_that_is_none_is_refused(port: str, capsys: pytest.CaptureFixture
         main([f"--metrics-port={port}"])
     assert "--metrics-port" in (said := capsys.readouterr().err), said
     assert f"{port!r} is no port: give a number from 1 to 65535" in said
+
+
+@pytest.mark.parametrize("lease", ["", "leader", "spot/", "/leader", "spot/a/b", "Spot/leader"])
+def test_a_lease_that_is_none_is_refused(lease: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([f"--lease={lease}"])
+    assert "--lease" in (said := capsys.readouterr().err), said
+    assert f"{lease!r} names no Lease: give its namespace and name" in said
 
 
 async def test_requests_are_counted_by_method_and_code() -> None:

@@ -8,6 +8,7 @@ import pytest
 from spot_training.cluster.client import Client
 from spot_training.control.metrics import Metrics
 from spot_training.control.operator import Operator
+from spot_training.control.policies.placement import Request
 from tests.unit.control.objects import raw_job, raw_node
 from tests.unit.control.sim import Sim
 
@@ -25,25 +26,28 @@ def operator() -> Operator:
     return made
 
 
-async def test_what_comes_in_one_turn_of_the_loop_wakes_the_waiting_jobs_once(
+async def test_what_comes_in_one_turn_of_the_loop_is_decided_about_once(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    woken: list[int] = []
-    waiting = operator.cache.waiting
+    operator.cache.pools.put(POOL)
+    for job in operator.cache.jobs.items.values():
+        request = Request(job.spec.replicas, job.spec.template.spec, job.spec.pools)
+        choice = operator.placer.decide(job, request)
+        assert choice is not None
+        assert choice.pool is None
+    passes: list[int] = []
+    decided = operator.placer._pass
 
-    def counted() -> list[tuple[str, str]]:
-        woken.append(1)
-        return waiting()
+    def counted() -> None:
+        passes.append(1)
+        decided()
 
-    monkeypatch.setattr(operator.cache, "waiting", counted)
+    monkeypatch.setattr(operator.placer, "_pass", counted)
     for number in range(100):
         operator.take("nodes", "ADDED", raw_node(f"a{number}"))
-    assert (len(operator.jobs), woken) == (0, [])
-    await asyncio.sleep(0)
-    assert (len(operator.jobs), woken) == (2, [1])
-    operator.take("nodes", "ADDED", raw_node("late"))
-    await asyncio.sleep(0)
-    assert woken == [1, 1], "the next turn wakes them again"
+    assert (len(operator.jobs), passes) == (0, [])
+    await asyncio.sleep(0.001)
+    assert (len(operator.jobs), passes) == (2, [1])
 
 
 async def test_a_claim_wakes_the_jobs_that_name_it(operator: Operator) -> None:

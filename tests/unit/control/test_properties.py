@@ -14,6 +14,7 @@ from spot_training.api.status import (
     Interruption,
     SpotTrainingJobStatus,
     Stop,
+    SuspectNode,
     UndecidedExit,
 )
 from spot_training.api.times import format_time
@@ -62,8 +63,11 @@ def pods(draw: st.DrawFn, replicas: int) -> dict[str, Pod]:
                 kill_at=draw(times.map(lambda at: NOW + at)),
                 started_at=NOW - 100 if begun and draw(st.booleans()) else None,
                 running=kind == "running",
+                gated=kind == "pending" and draw(st.booleans()),
                 ended=kind == "ended",
-                exit=Exit(code, draw(st.sampled_from(["Error", "OOMKilled", "Unknown"])), NOW - 9)
+                exit=Exit(
+                    code, draw(st.sampled_from(["Error", "OOMKilled", "Unknown", "StartError"])), NOW - 9
+                )
                 if over
                 else None,
                 report=draw(reports) if over else None,
@@ -94,6 +98,12 @@ def statuses(draw: st.DrawFn, replicas: int) -> SpotTrainingJobStatus:
             opened_at=draw(past),
             started_at=draw(maybe),
             running_at=draw(maybe),
+            replicas=draw(st.none() | st.integers(1, 3)),
+            generation=draw(st.none() | st.integers(1, 2)),
+            node=draw(st.sampled_from([None, None, "a1", "gone"])),
+            queue=draw(st.sampled_from([None, None, "team"])),
+            gated=draw(st.none() | st.just(True)),
+            admitted_at=draw(maybe),
             nodes=draw(st.lists(ref, max_size=replicas, unique_by=lambda each: each.index)),
             completed=draw(st.lists(st.integers(0, replicas - 1), unique=True).map(sorted)),
             stop=stop if undecided or draw(st.booleans()) else None,
@@ -105,6 +115,22 @@ def statuses(draw: st.DrawFn, replicas: int) -> SpotTrainingJobStatus:
         failures=draw(st.integers(0, 4)),
         disruptions=draw(st.integers(0, 2)),
         failure_streak=draw(st.integers(0, 40)),
+        start_streak=draw(st.integers(0, 9)),
+        suspect_nodes=draw(
+            st.lists(
+                st.builds(
+                    SuspectNode,
+                    name=st.sampled_from(NODES),
+                    uid=st.sampled_from(["a1-uid", "old"]),
+                    failures=st.integers(1, 3),
+                    reason=st.just("Word"),
+                    at=past,
+                    avoided_until=st.none() | stamps,
+                ),
+                max_size=2,
+                unique_by=lambda each: each.name,
+            )
+        ),
         next_try_at=draw(st.none() | stamps),
         start_time=draw(maybe),
         current=current,
@@ -123,7 +149,7 @@ def scenes(draw: st.DrawFn) -> Scene:
         checkpoint={"writer": draw(st.sampled_from(["Library", "Other"]))},
         suspend=draw(st.booleans()),
         deadlineSeconds=draw(st.none() | st.just(300)),
-        recovery={"maxDisruptions": draw(st.none() | st.just(1))},
+        recovery={"maxDisruptions": draw(st.none() | st.just(1)), "retryableExitCodes": [137]},
         ttlSecondsAfterFinished=draw(st.none() | st.just(60)),
     )
     scene = Scene(
@@ -144,6 +170,8 @@ def scenes(draw: st.DrawFn) -> Scene:
                 del scene.nodes[name]
     scene.claim = draw(st.sampled_from([scene.claim, None, Claim("claim", "u", deleting=True)]))
     scene.dry_run = Refusal("no", temporary=True) if draw(st.booleans()) else True
+    scene.refused = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    scene.obstacle = "not all could be created: no" if scene.refused else ""
     scene.leases = {name: NOW + draw(times) for name in NODES}
     return scene
 

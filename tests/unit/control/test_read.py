@@ -19,14 +19,14 @@ def test_a_running_pod_of_ours() -> None:
     assert (pod.job, pod.job_uid, pod.attempt, pod.index, pod.node) == ("job", "j-1", 1, 0, "a1")
     assert (pod.running, pod.ended, pod.exit, pod.deleting, pod.grace) == (True, False, None, False, 55)
     assert pod.started_at == FIVE + 3, "container 0 of the spec, wherever its status stands"
-    assert pod.gpus == {"nvidia.com/gpu": 3, "rdma/hca": 1}
+    assert pod.requests == {"nvidia.com/gpu": 3, "rdma/hca": 1, "cpu": 500, "memory": 1 << 30}
 
 
-def test_somebody_elses_pod_only_uses_gpus() -> None:
+def test_somebody_elses_pod_only_uses_what_it_requests() -> None:
     raw = raw_pod()
     raw["metadata"]["ownerReferences"][0].update(kind="Job", apiVersion="batch/v1")
     pod = read_pod(raw)
-    assert (pod.job_uid, pod.gpus["nvidia.com/gpu"], pod.node) == ("", 3, "a1")
+    assert (pod.job_uid, pod.requests["nvidia.com/gpu"], pod.node) == ("", 3, "a1")
 
 
 def test_a_group_that_only_begins_like_ours_is_not_ours() -> None:
@@ -98,14 +98,14 @@ def test_why_a_pod_does_not_start(field: str, value: Json, trouble: str) -> None
 
 def test_a_bare_pod() -> None:
     pod = read_pod({"metadata": {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "1"}})
-    assert (pod.phase, pod.node, pod.ended, pod.gpus) == ("Pending", "", False, {})
+    assert (pod.phase, pod.node, pod.ended, pod.requests) == ("Pending", "", False, {})
 
 
 def test_a_node_without_its_heartbeats() -> None:
     node = read_node(raw_node())
     assert node == read_node(raw_node(heartbeat="2026-04-08T06:00:00Z", version=9))
     assert (node.ready, node.ready_since, node.schedulable) == (True, FIVE - 3600, True)
-    assert node.capacity == {"nvidia.com/gpu": 4}
+    assert node.capacity == {"cpu": 7910, "memory": 30 << 30, "nvidia.com/gpu": 4, "hugepages-2Mi": 0}
 
 
 @pytest.mark.parametrize("ready", ["False", "Unknown"])

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from spot_training.cluster.client import Client
+from spot_training.cluster.client import ApiError, Client
 from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
@@ -127,6 +127,65 @@ async def test_a_pod_whose_creation_was_not_answered_is_taken_for_what_it_is() -
     await setting.reconciler.reconcile(KEY)
     assert sorted(setting.sim.pods) == ["job-1-0", "job-1-1"]
     assert sorted(pod.name for pod in setting.cache.pods_of("j-1")) == ["job-1-0", "job-1-1"]
+
+
+async def test_a_quota_with_room_for_half_of_the_gang_gets_it_back_at_once() -> None:
+    setting = Setting()
+    create = setting.sim.create
+
+    async def tight(path: str, body: Json, **query: str) -> Json:
+        if body["metadata"]["name"] == "job-1-1":
+            raise refused(403, "Forbidden", "exceeded quota: gpus")
+        return await create(path, body, **query)
+
+    setting.answer("create", tight)
+    with pytest.raises(ApiError, match="exceeded quota"):
+        await setting.reconciler.reconcile(KEY)
+    assert sorted(setting.sim.pods) == ["job-1-0"]
+    await setting.reconciler.reconcile(KEY)
+    status = setting.sim.job["status"]
+    assert (status["current"]["stop"]["cause"], setting.sim.pods) == ("PodsRefused", {})
+    for _, type_, raw in setting.sim.watch:
+        if type_ == "DELETED":
+            setting.cache.remove_pod(raw)
+    again = await setting.reconciler.reconcile(KEY)
+    status = setting.sim.job["status"]
+    assert status["current"]["end"]["class"] == "NotStarted"
+    assert "nextTryAt" in status
+    assert again is not None
+    setting.answer("create", create)
+    setting.sim.now += 30
+    await setting.reconciler.reconcile(KEY)
+    assert sorted(setting.sim.pods) == ["job-2-0", "job-2-1"]
+
+
+async def test_to_which_nodes_a_volume_can_be_attached_is_looked_up_once() -> None:
+    setting = Setting()
+    asked: list[str] = []
+    get = setting.sim.get
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["nowhere"]}]}
+
+    async def volumes(path: str, **query: str) -> Json:
+        if "persistentvolumes" not in path:
+            return await get(path, **query)
+        asked.append(path)
+        return {"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}}
+
+    setting.answer("get", volumes)
+    claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "2"}}
+    bound = {"accessModes": ["ReadWriteMany"], "volumeName": "pv-1"}
+    setting.cache.claims.put(claim | {"spec": bound, "status": {"phase": "Bound"}})
+    for _ in range(3):
+        await setting.reconciler.reconcile(KEY)
+    assert asked == ["/api/v1/persistentvolumes/pv-1"]
+    assert setting.attempt == 0
+    (waits,) = [each for each in setting.sim.job["status"]["conditions"] if each["type"] == "Running"]
+    assert "zone In [nowhere]" in waits["message"]
+    claim["metadata"] |= {"resourceVersion": "3"}
+    setting.cache.claims.put(claim | {"spec": bound | {"volumeName": "pv-2"}, "status": {"phase": "Bound"}})
+    await setting.reconciler.reconcile(KEY)
+    assert asked[1:] == ["/api/v1/persistentvolumes/pv-2"]
+    assert list(setting.cache.volumes) == ["pv-2"], "what no claim is bound to is forgotten"
 
 
 async def test_somebody_elses_service_of_that_name_is_waited_for() -> None:

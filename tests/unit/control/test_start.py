@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from spot_training.control.act import CreateClaim, CreatePod, CreateService, DeletePod
-from spot_training.control.world import Ask, Claim, Refusal, Reservation
-from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, spec, taint
+from spot_training.control.world import Ask, Claim, Exit, Refusal, Reservation
+from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, shape, spec, taint
 
 
 def test_the_first_attempt_opens() -> None:
@@ -75,7 +75,7 @@ def _used(scene: Scene) -> None:
 
 
 def _reserved(scene: Scene) -> None:
-    scene.reservations = (Reservation("a", GPU, 4, 2), Reservation("b", GPU, 1, 5))
+    scene.reservations = (Reservation("a", shape(4), 2), Reservation("b", shape(1), 5))
 
 
 WAITS: list[tuple[Callable[[Scene], None], str, str]] = [
@@ -101,7 +101,7 @@ def test_it_waits_for_capacity_and_says_why_for_each_pool(
     assert scene.status.current is None
     assert scene.why("CapacityAvailable") == ("False", reason)
     assert scene.why() == ("False", reason)
-    assert {"a: ", "b: "} <= set(re.findall(r"\b[ab]: ", scene.condition("CapacityAvailable").message))
+    assert {"a", "b"} <= set(re.findall(r"\b[ab](?=: |, )", scene.condition("CapacityAvailable").message))
     assert words in scene.condition("CapacityAvailable").message
     assert [each.reason for each in scene.plan.stories] == [reason]
     scene.step(30)
@@ -317,9 +317,26 @@ def test_a_missing_pod_is_made_again_only_while_nothing_has_started() -> None:
 
 def test_a_start_that_kubelet_could_not_make_is_no_start() -> None:
     scene = Scene().run()
-    scene.exit(128, started_at=None).step()
+    scene.exit(128, exit=Exit(128, "StartError", NOW, "exec: no such file"), started_at=None).step()
     assert scene.status.start_time is None
-    assert scene.counts == (0, 1)
+    assert scene.counts == (0, 0)
+    assert scene.why() == ("False", "BackOff")
+    assert "StartError" in scene.condition().message
+    assert "exec: no such file; look at its command, and at the GPU driver" in scene.condition().message
+    assert 0 < scene.left(scene.status.next_try_at) <= 10
+
+
+def test_what_cannot_be_started_is_tried_later_each_time_and_runs_once_it_can() -> None:
+    scene = Scene(spec(recovery={"maxFailures": 0, "backoff": {"initialSeconds": 100, "maxSeconds": 150}}))
+    for count in range(1, 5):
+        scene.run()
+        scene.exit(128, exit=Exit(128, "StartError", scene.now), started_at=None).run()
+        assert (scene.status.start_streak, scene.counts) == (count, (0, 0))
+        due = scene.left(scene.status.next_try_at)
+        assert 0 < due <= min(150, 100 * 2 ** (count - 1))
+        scene.run(due)
+    scene.started().exit(143, deleting=True).run()
+    assert (scene.status.start_streak, scene.counts) == (0, (1, 0))
 
 
 def test_a_gang_that_does_not_become_whole_tries_the_next_pool() -> None:

@@ -47,6 +47,7 @@ class Api:
         self.writes: list[str] = []
         self._version = 100
         self._history: list[tuple[int, Json]] = []
+        self._lists: dict[str, list[Json]] = {}
         self._watches: list[asyncio.Queue[Json | None]] = []
         self._url = ""
 
@@ -84,6 +85,12 @@ class Api:
         }
         self.pods[name] = pod
         self._show("ADDED", pod)
+
+    def add_unseen_pod(self, name: str, *, node: str, **spec: Any) -> None:
+        """A pod that no watch tells of, as over a connection that has died unnoticed."""
+        watches, self._watches = self._watches, []
+        self.add_pod(name, node=node, **spec)
+        self._watches = watches
 
     def bump(self, item: Json) -> None:
         """Somebody has changed the object."""
@@ -171,10 +178,16 @@ class Api:
         return answer
 
     async def _list(self, request: web.Request) -> web.Response:
-        found = [pod for pod in self.pods.values() if self._selected(request, pod)]
-        begin, limit = int(request.query.get("continue", "0")), int(request.query.get("limit", "500"))
-        more = str(begin + limit) if begin + limit < len(found) else ""
-        metadata = {"resourceVersion": str(self._version), "continue": more}
+        # As the real one: all pages show the state in which the first was asked for.
+        version, _, offset = request.query.get("continue", "").partition(":")
+        if not version:
+            version = str(self._version)
+            self._lists[version] = [
+                copy.deepcopy(pod) for pod in self.pods.values() if self._selected(request, pod)
+            ]
+        found, begin, limit = self._lists[version], int(offset or 0), int(request.query.get("limit", "500"))
+        more = f"{version}:{begin + limit}" if begin + limit < len(found) else ""
+        metadata = {"resourceVersion": version, "continue": more}
         return web.json_response({"metadata": metadata, "items": found[begin : begin + limit]})
 
     async def _watch(self, request: web.Request) -> web.StreamResponse:

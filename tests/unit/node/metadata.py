@@ -14,10 +14,23 @@ class Request:
 
     line: str
     headers: list[tuple[str, str]]
+    body: bytes = b""
 
     def values(self, name: str) -> list[str]:
         """Every value of a header."""
         return [value for key, value in self.headers if key == name.lower()]
+
+
+async def read_request(reader: asyncio.StreamReader) -> Request:
+    """The next request, with its body where it has one."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    first, *lines = head.strip().split("\r\n")
+    method, target, _ = first.split(" ")
+    headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+    request = Request(f"{method} {target}", headers)
+    for length in request.values("Content-Length"):
+        request.body = await reader.readexactly(int(length))
+    return request
 
 
 @dataclass
@@ -35,30 +48,29 @@ class Service:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            first, *lines = head.strip().split("\r\n")
-            method, target, _ = first.split(" ")
-            headers = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
-            request = Request(f"{method} {target}", headers)
+            request = await read_request(reader)
             self.requests.append(request)
             answering = self.routes.get(request.line) or wire.whole("404 Not Found", b"404 page not found")
             await answering(writer)
             await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the other side is gone, or the test is over
         finally:
             writer.close()
 
 
 @asynccontextmanager
 async def service(
-    routes: Mapping[str, wire.Answering] | None = None, serving: Service | None = None
+    routes: Mapping[str, wire.Answering] | None = None,
+    serving: Service | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
 ) -> AsyncIterator[Service]:
     """Serve these routes, which may change meanwhile, or a service that the test has made."""
     result = serving or Service(dict(routes or {}))
-    server = await asyncio.start_server(result.serve, "127.0.0.1", 0)
-    host, port = server.sockets[0].getsockname()
-    result.address = f"http://{host}:{port}"
+    server = await asyncio.start_server(result.serve, host, port)
+    result.address = "http://{}:{}".format(*server.sockets[0].getsockname())
     try:
         yield result
     finally:
@@ -99,3 +111,12 @@ NONSENSE: dict[str, tuple[wire.Answering, str]] = {
     "nothing at all": (wire.raw(b""), ""),
 }
 """What every source must take for *unknown*, by a name for the test; with a part of the reason."""
+
+
+LATE = 0.2
+"""Seconds that a source has for an answer that never becomes whole."""
+
+
+def patience(reason: str) -> float:
+    """Seconds for an answer: short only where it is late by design. Elsewhere a busy machine would make it late."""
+    return LATE if reason == "no whole answer" else 5.0

@@ -1,15 +1,13 @@
 """The whole agent against an API server over HTTP: the fault table, and what the world looks like after each fault."""
 
-import asyncio
 import logging
 
 import pytest
-from aiohttp import web
 from prometheus_client import generate_latest
 
 from spot_training.api.times import parse_time
 from spot_training.node import agent as agent_module
-from spot_training.node.notice import Answer, Nothing, Notices, Unknown
+from spot_training.node.notice import Answer, Nothing, Unknown
 from tests.unit.node.api import Api, broken
 from tests.unit.node.waiting import until
 from tests.unit.node.working import (
@@ -132,23 +130,6 @@ async def test_dry_run_writes_nothing(api: Api, caplog: pytest.LogCaptureFixture
 # Withdrawal.
 
 
-async def test_a_withdrawn_notice_leaves_the_node_as_it_was_and_the_rest_of_the_pods_alone(api: Api) -> None:
-    api.add_pod("guarded", node=NODE)
-    api.budgets = {"guarded"}
-    source = Script(due(250))
-    async with working(api, source):
-        await until("refusals", lambda: bool(api.told.get("guarded")), lambda: api.told)
-        await until(
-            "progress", lambda: api.conditions(NODE).get("DrainInProgress") == "True", lambda: api.nodes
-        )
-        source.answer = Nothing()
-        await unmarked(api)
-        await until("the event", lambda: api.events[-1]["reason"] == "NoticeWithdrawn", lambda: api.events)
-    assert "guarded" in api.pods
-    assert {request for request, _ in api.told["guarded"]} == {"refused"}
-    assert api.conditions(NODE) == {"DrainInProgress": "False", "Drained": "False"}
-
-
 async def test_a_source_that_falls_silent_withdraws_nothing(api: Api) -> None:
     source = Script(due(60))
     async with working(api, source):
@@ -169,91 +150,7 @@ async def test_a_foreign_cordon_outlives_the_notice(api: Api) -> None:
     assert api.nodes[NODE]["spec"]["unschedulable"] is True
 
 
-async def test_an_earlier_second_notice_takes_the_marks(api: Api) -> None:
-    first, second = due(200), due(90)
-    source = Script(first)
-    async with working(api, source):
-        await marked(api)
-        source.answer = Notices(first.notices + second.notices)
-        await until(
-            "the earlier deadline",
-            lambda: (
-                api.nodes[NODE]["metadata"]["annotations"]["spot.training/notice-id"] == second.notices[0].id
-            ),
-            lambda: api.nodes,
-        )
-    assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
-
-
-# Restarts.
-
-
-@pytest.mark.parametrize("step", range(1, 8))
-async def test_killed_after_any_step_the_next_one_finishes_without_the_source(api: Api, step: int) -> None:
-    workload(api)
-    dead = asyncio.Event()
-
-    def count() -> None:
-        if len(api.writes) == step:
-            dead.set()
-
-    api.wrote = count
-    api.fault = lambda _: broken() if dead.is_set() else None
-    async with working(api, Script(due(120))):
-        await until("the step", dead.is_set, lambda: api.writes)
-    api.fault = lambda _: None
-    # The first write is the patch with the marks: from then on the Node alone is enough.
-    async with working(api, Script(Unknown("connection refused"))):
-        await drained(api)
-    assert api.nodes[NODE]["spec"]["unschedulable"] is True
-    assert api.nodes[NODE]["spec"]["taints"].count(TAINT) == 1
-
-
-async def test_a_node_that_came_back_is_put_to_use_again_and_nothing_is_removed_from_it(api: Api) -> None:
-    async with working(api, Script(due(60))):
-        await drained(api)
-    api.told.clear()
-    api.add_pod("new", node=NODE)
-    async with working(api, Script(Nothing())):
-        await unmarked(api)
-    assert "new" in api.pods and not api.told
-
-
-async def test_a_new_node_under_the_same_name_is_marked_too(api: Api) -> None:
-    async with working(api, Script(due(60))) as agent:
-        await marked(api)
-        api.add_node(NODE, taints=[POOL])["metadata"]["uid"] = "another"
-        agent.situation.tell()
-        await marked(api)
-
-
 # An API server in trouble.
-
-
-@pytest.mark.parametrize("code", [500, 503, 429, 0])
-async def test_an_api_server_that_is_down_at_the_notice_is_tried_until_it_answers(
-    api: Api, code: int
-) -> None:
-    workload(api)
-    failures: list[str] = []
-
-    def down(request: web.Request) -> web.StreamResponse | None:
-        if len(failures) >= 12:
-            return None
-        failures.append(request.path)
-        if code == 0 and request.transport:
-            request.transport.abort()
-        return broken(code or 503)
-
-    source = Script()
-    async with working(api, source):
-        await until("the watch", lambda: len(api.requests) > 2, lambda: api.requests)
-        api.fault = down
-        api.end_watches()
-        source.answer = due(60)
-        await drained(api)
-    assert len(failures) == 12
-    assert api.nodes[NODE]["spec"]["taints"] == [POOL, TAINT]
 
 
 async def test_marks_that_are_refused_do_not_keep_the_pods(api: Api) -> None:
@@ -274,41 +171,10 @@ async def test_one_pod_that_cannot_be_removed_does_not_keep_the_others(api: Api)
         await drained(api)
 
 
-async def test_conflicts_are_met_with_a_fresh_look_and_lose_no_taint(api: Api) -> None:
-    foreign = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-    conflicts: list[str] = []
-
-    def interfere(request: web.Request) -> web.StreamResponse | None:
-        if request.method == "PATCH" and request.path == f"/api/v1/nodes/{NODE}" and len(conflicts) < 7:
-            conflicts.append(request.path)
-            node = api.nodes[NODE]
-            if foreign not in node["spec"]["taints"]:
-                node["spec"]["taints"].append(foreign)
-            api.bump(node)
-        return None
-
-    api.fault = interfere
-    async with working(api, Script(due(60))):
-        await marked(api)
-    assert len(conflicts) == 7
-    assert api.nodes[NODE]["spec"]["taints"] == [POOL, foreign, TAINT]
-
-
 async def test_events_that_cannot_be_posted_delay_nothing(api: Api) -> None:
     workload(api)
     api.fault = lambda request: broken(500) if request.path.endswith("/events") else None
     async with working(api, Script(due(60))):
-        await drained(api)
-
-
-async def test_the_node_object_deleted_in_the_middle(api: Api) -> None:
-    workload(api)
-    api.stops = {"web": 0.2}
-    async with working(api, Script(due(60))):
-        await marked(api)
-        node = api.nodes.pop(NODE)
-        await until("no pods", lambda: not api.leaving(), lambda: api.told)
-        api.nodes[NODE] = node
         await drained(api)
 
 
@@ -320,30 +186,6 @@ async def test_a_watch_that_breaks_off_is_taken_up_again(api: Api) -> None:
             api.end_watches()
         source.answer = due(60)
         await drained(api)
-
-
-# Clocks and deadlines.
-
-
-@pytest.mark.parametrize("skew", [-300, 300])
-async def test_a_node_whose_clock_is_five_minutes_off_acts_by_the_api_servers(api: Api, skew: float) -> None:
-    api.skew = skew
-    api.add_pod("train", node=NODE, job=True, terminationGracePeriodSeconds=600)
-    # The notice is there before the agent is: its first answer too is judged by the right clock.
-    answer = due(60, api.now())
-    async with working(api, Script(answer)):
-        await drained(api)
-    annotations = api.nodes[NODE]["metadata"]["annotations"]
-    assert parse_time(annotations["spot.training/reclaim-deadline"]) == answer.notices[0].says
-    assert abs(parse_time(annotations["spot.training/noticed-at"]) - api.now()) < 30
-    assert 60 - MARGIN - 5 <= api.told["train"][0][1] <= 60 - MARGIN + 2
-
-
-async def test_a_deadline_that_has_passed_still_gives_every_pod_its_second(api: Api) -> None:
-    workload(api)
-    async with working(api, Script(due(-30))):
-        await drained(api)
-    assert api.told == {name: [("delete", 1)] for name in ("train", "web", "api")}
 
 
 # The socket, and the loops themselves.

@@ -7,9 +7,9 @@ import pytest
 
 from spot_training.api.times import parse_time
 from spot_training.node.notice import Answer, Nothing, Notice, Notices, Unknown, settle
-from spot_training.node.sources.aws import LIMITS, Aws, aws
+from spot_training.node.sources.aws import LIMITS, aws
 from tests.unit.node import wire
-from tests.unit.node.metadata import NONSENSE, Service, ok, service
+from tests.unit.node.metadata import NONSENSE, Service, ok, patience, service
 
 TOKEN = "PUT /latest/api/token"
 ACTION = "GET /latest/meta-data/spot/instance-action"
@@ -18,8 +18,8 @@ MAINTENANCE = "GET /latest/meta-data/events/maintenance/scheduled"
 
 AT = parse_time("2017-09-18T08:22:00Z")
 TERMINATE = '{"action":"terminate","time":"2017-09-18T08:22:00Z"}'
-RECLAIM = Notice(f"aws-terminate-{int(AT)}", "reclaim", "aws", AT)
-REBALANCED = Notice(f"aws-rebalance-{int(AT)}", "rebalance", "aws", None)
+RECLAIM = Notice(f"aws-terminate-{int(AT)}", "reclaim", "aws", AT, single=True)
+REBALANCED = Notice(f"aws-rebalance-{int(AT)}", "rebalance", "aws", None, single=True)
 EVENT = {
     "NotBefore": "21 Jan 2019 09:00:43 GMT",
     "Code": "system-reboot",
@@ -33,15 +33,11 @@ MAINTAINED = Notice(
 )
 
 
-async def asked(cloud: Service, **routes: wire.Answering) -> Answer:
-    """The answer of a source that has a token and finds these answers."""
+async def asked(cloud: Service, seconds: float = 5.0, **routes: wire.Answering) -> Answer:
+    """The answer of a source that has a token and finds these answers, each within so many seconds."""
     names = {"action": ACTION, "rebalance": REBALANCE, "maintenance": MAINTENANCE}
     cloud.routes |= {TOKEN: ok("AQAEA==")} | {names[name]: answering for name, answering in routes.items()}
-    return await quick(aws(cloud.address)).ask()
-
-
-def quick(source: Aws) -> Aws:
-    return replace(source, answer_seconds=0.3)
+    return await replace(aws(cloud.address), answer_seconds=seconds).ask()
 
 
 async def test_nothing_anywhere() -> None:
@@ -100,7 +96,7 @@ async def test_a_token_that_is_refused_is_replaced_and_shown_once() -> None:
 async def test_nonsense_is_unknown_with_its_reason(question: str, name: str) -> None:
     answering, reason = NONSENSE[name]
     async with service() as cloud:
-        answer = await asked(cloud, **{question: answering})
+        answer = await asked(cloud, patience(reason), **{question: answering})
     assert isinstance(answer, Unknown), answer
     assert reason in answer.reason
     assert 0 < len(answer.reason) <= 200
@@ -129,14 +125,14 @@ async def test_nonsense_is_unknown_with_its_reason(question: str, name: str) -> 
 )
 async def test_another_form_is_unknown(question: str, body: str) -> None:
     async with service() as cloud:
-        answer = await asked(cloud, **{question: ok(body)})
+        answer = await asked(cloud, 5.0, **{question: ok(body)})
     assert isinstance(answer, Unknown) and "not as documented" in answer.reason, answer
 
 
 @pytest.mark.parametrize("broken", [wire.silent, wire.dripping, wire.whole("500 Oops", b"")])
 async def test_a_reclamation_is_told_though_the_warnings_have_no_answer(broken: wire.Answering) -> None:
     async with service() as cloud:
-        answer = await asked(cloud, action=ok(TERMINATE), rebalance=broken, maintenance=broken)
+        answer = await asked(cloud, 1.0, action=ok(TERMINATE), rebalance=broken, maintenance=broken)
     assert isinstance(answer, Notices)
     assert answer.notices == (RECLAIM,)
     assert answer.missing

@@ -11,7 +11,7 @@ from spot_training.api.times import parse_time
 from spot_training.node.notice import Answer, Nothing, Notice, Notices, Unknown
 from spot_training.node.sources.azure import Azure, azure
 from tests.unit.node import wire
-from tests.unit.node.metadata import NONSENSE, ok, service
+from tests.unit.node.metadata import NONSENSE, ok, patience, service
 
 MACHINE = "GET /metadata/instance/compute/name?api-version=2021-02-01&format=text"
 EVENTS = "GET /metadata/scheduledevents?api-version=2020-07-01"
@@ -37,7 +37,7 @@ def events(*listed: dict[str, Any]) -> wire.Answering:
 
 async def asked(answering: wire.Answering) -> Answer:
     async with service({MACHINE: ok(NAME), EVENTS: answering}) as cloud:
-        return await replace(azure(cloud.address), first_seconds=0.3).ask()
+        return await replace(azure(cloud.address), first_seconds=5.0).ask()
 
 
 async def test_no_events_are_nothing_and_the_name_is_asked_for_once() -> None:
@@ -104,7 +104,7 @@ async def test_the_first_answer_may_come_behind_several_questions() -> None:
 async def test_nonsense_is_unknown_with_its_reason(where: str, name: str) -> None:
     answering, reason = NONSENSE[name]
     async with service({MACHINE: ok(NAME), EVENTS: ok('{"Events":[]}')} | {where: answering}) as cloud:
-        answer = await replace(azure(cloud.address), first_seconds=0.2).ask()
+        answer = await replace(azure(cloud.address), first_seconds=patience(reason)).ask()
     assert isinstance(answer, Unknown), answer
     assert reason in answer.reason
     assert 0 < len(answer.reason) <= 200

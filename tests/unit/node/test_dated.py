@@ -7,19 +7,14 @@ import pytest
 from spot_training.api.times import parse_time
 from spot_training.node.notice import Nothing, Notice, Notices, Unknown
 from spot_training.node.sources.alibaba import alibaba
-from spot_training.node.sources.dated import Dated
 from spot_training.node.sources.tencent import parse_local_time, tencent
-from tests.unit.node.metadata import HTML, NONSENSE, ok, redirect, service
+from tests.unit.node.metadata import HTML, NONSENSE, ok, patience, redirect, service
 from tests.unit.node.wire import Answering, whole
 
 ALIBABA = "GET /latest/meta-data/instance/spot/termination-time"
 ALIBABA_TOKEN = "PUT /latest/api/token"
 TENCENT = "GET /latest/meta-data/spot/termination-time"
 UNAUTHORIZED = whole("401 Unauthorized", b"")
-
-
-def quick(source: Dated) -> Dated:
-    return replace(source, answer_seconds=0.2)
 
 
 async def test_alibaba_nothing_then_a_time() -> None:
@@ -95,7 +90,7 @@ async def test_nonsense_is_unknown_with_its_reason(name: str) -> None:
     answering, reason = NONSENSE[name]
     async with service({ALIBABA_TOKEN: ok("t"), ALIBABA: answering, TENCENT: answering}) as cloud:
         for source in (alibaba(cloud.address), tencent(cloud.address)):
-            answer = await quick(source).ask()
+            answer = await replace(source, answer_seconds=patience(reason)).ask()
             assert isinstance(answer, Unknown), answer
             assert reason in answer.reason
             assert 0 < len(answer.reason) <= 200

@@ -234,3 +234,23 @@ def test_which_pods_stay_and_which_have_ended(
         {"metadata": {"namespace": "ns", "name": "p", "uid": "u", **metadata}, "status": {"phase": phase}}
     )
     assert (one.stays, one.ended) == (stays, ended)
+
+
+@pytest.mark.parametrize(
+    ("volumes", "local_data", "own"),
+    [
+        ([{"emptyDir": {}}], True, 0),
+        ([{"emptyDir": None}], True, 0),
+        ([{"emptyDir": {"sizeLimit": "1Gi", "medium": ""}}], True, 0),
+        ([{"emptyDir": {"medium": "Memory"}}, {"configMap": {}}], False, 0),
+        ([{"emptyDir": {"medium": "HugePages-2Mi"}}], False, 0),
+        ([{"persistentVolumeClaim": {"claimName": "c"}}], False, 0),
+        ([{"ephemeral": {}}, {"ephemeral": {}}, {"emptyDir": {}}], True, 2),
+        (None, False, 0),
+    ],
+)
+def test_what_a_pod_loses_and_keeps_of_volumes(
+    volumes: list[dict[str, object]] | None, local_data: bool, own: int
+) -> None:
+    one = read({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}, "spec": {"volumes": volumes}})
+    assert (one.local_data, one.volumes) == (local_data, own)

@@ -12,6 +12,7 @@ from spot_training.node.notice import Nothing, Notice, Notices, Unknown
 from spot_training.node.sources.eci import eci, parse_quoted_time
 from tests.kit.guest_agent.server import Server
 from tests.unit.node import wire
+from tests.unit.node.metadata import patience
 from tests.unit.node.waiting import until
 
 TIME = "2026-04-08T05:00:00+00:00"
@@ -84,7 +85,7 @@ async def test_everything_else_is_unknown_with_its_reason(
 ) -> None:
     socket = tmp_path / "s"
     async with wire.service(socket, answering):
-        answer = await replace(eci(str(socket)), answer_seconds=0.2).ask()
+        answer = await replace(eci(str(socket)), answer_seconds=patience(reason)).ask()
     assert isinstance(answer, Unknown), answer
     assert reason in answer.reason
     assert 0 < len(answer.reason) <= 200

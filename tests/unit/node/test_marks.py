@@ -1,6 +1,7 @@
 """Marks on a Node and their undoing, applied with a JSON Patch library of others."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import jsonpatch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from spot_training.node import marks
 from spot_training.node.marks import Marks
+from spot_training.node.progress import Progress
 
 Json = dict[str, Any]
 
@@ -189,19 +191,33 @@ def test_whatever_is_there_marks_are_whole_and_undone_whole(
 
 def test_conditions_change_only_when_they_change() -> None:
     before = node()
-    body = marks.condition_patch(before, marks.draining(MARKS, drained=False), NOW)
+    body = marks.condition_patch(before, marks.draining(MARKS, Progress.DRAINING), NOW)
     assert body is not None
     states = {one["type"]: one["status"] for one in body["status"]["conditions"]}
     assert states == {"DrainInProgress": "True", "Drained": "False"}
     assert {one["lastTransitionTime"] for one in body["status"]["conditions"]} == {"2026-04-08T05:00:00Z"}
     before["status"] = body["status"]
-    assert marks.condition_patch(before, marks.draining(MARKS, drained=False), NOW + 9) is None
-    done = marks.condition_patch(before, marks.draining(MARKS, drained=True), NOW + 9)
+    assert marks.condition_patch(before, marks.draining(MARKS, Progress.DRAINING), NOW + 9) is None
+    done = marks.condition_patch(before, marks.draining(MARKS, Progress.DRAINED), NOW + 9)
     assert done is not None
     assert {one["type"]: one["status"] for one in done["status"]["conditions"]} == {
         "DrainInProgress": "False",
         "Drained": "True",
     }
+
+
+@pytest.mark.parametrize("step", Progress)
+def test_how_far_a_drain_was_can_be_read_from_the_conditions_of_the_same_marks(step: Progress) -> None:
+    before = node()
+    assert marks.progress(before, MARKS) is Progress.DRAINING
+    body = marks.condition_patch(before, marks.draining(MARKS, step), NOW)
+    assert body is not None
+    before["status"] = body["status"]
+    assert marks.progress(before, MARKS) is step
+    # Another notice's drain, or the same by another time, is not that far.
+    assert marks.progress(before, replace(MARKS, notice_id="eci-2")) is Progress.DRAINING
+    assert marks.progress(before, replace(MARKS, deadline=NOW + 60)) is Progress.DRAINING
+    assert marks.progress(before, WARNING) is Progress.DRAINING
 
 
 def test_without_a_notice_conditions_are_false_and_a_node_never_drained_gets_none() -> None:

@@ -180,3 +180,34 @@ def test_the_same_notice_with_another_time(
     states = [Notices((Notice("e", kind, "azure", says),)) for says in (first, then, then)]
     (known,) = after(*states)
     assert (known.first_seen, known.deadline) == (NOW, deadline)
+
+
+def only(says: float | None, kind: str = "reclaim") -> Notice:
+    return Notice(f"aws-{kind}-{says}", kind, "aws", says, single=True)
+
+
+def test_a_source_that_tells_of_one_notice_only_restates_it() -> None:
+    (known,) = after(*[Notices((only(NOW + 120 + second),)) for second in range(30)])
+    # The first name and the first time stand; nothing is later for being said again.
+    assert (known.notice.id, known.first_seen, known.deadline) == (only(NOW + 120).id, NOW, NOW + 120)
+    (sooner,) = observe((known,), Notices((only(NOW + 90),)), NOW + 31, LIMITS)
+    assert (sooner.notice.id, sooner.deadline) == (only(NOW + 120).id, NOW + 90)
+    # Other kinds are other notices.
+    both = observe((sooner,), Notices((only(NOW + 90), only(None, "rebalance"))), NOW + 32, LIMITS)
+    assert [one.notice.kind for one in both] == ["reclaim", "rebalance"]
+
+
+def test_what_was_found_on_the_node_is_what_the_source_restates() -> None:
+    name = "aws-reclaim-from-before"
+    found = recall((), Notice(name, "reclaim", "aws", NOW + 50), NOW - 10, NOW, LIMITS)
+    (known,) = after(Notices((only(NOW + 120),)), active=found)
+    assert (known.notice.id, known.held, known.first_seen, known.deadline) == (
+        name,
+        False,
+        NOW - 10,
+        NOW + 50,
+    )
+    (known,) = recall(
+        after(Notices((only(NOW + 120),))), Notice(name, "reclaim", "aws", NOW + 50), NOW - 10, NOW, LIMITS
+    )
+    assert (known.notice.id, known.held, known.first_seen) == (name, False, NOW - 10)

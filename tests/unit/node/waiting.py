@@ -4,11 +4,13 @@ import asyncio
 from collections.abc import Callable
 
 
-async def until(what: str, condition: Callable[[], bool], seen: Callable[[], object]) -> None:
-    """Return as soon as `condition` holds; fail with what was seen last when it does not come."""
+async def until(
+    what: str, condition: Callable[[], bool], seen: Callable[[], object], within: float = 10.0
+) -> None:
+    """Return as soon as `condition` holds; fail with what was seen last when it does not come in so many seconds."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(within):
             while not condition():  # noqa: ASYNC110 - any condition, not an event
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(within / 2000)
     except TimeoutError:
         raise AssertionError(f"{what} did not come; seen last: {seen()}") from None

@@ -3,15 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from spot_training.cluster.client import Client
 from spot_training.node.agent import Agent
+from spot_training.node.announce import Outlet
+from spot_training.node.message import Occasion
 from spot_training.node.metrics import Metrics
 from spot_training.node.notice import Answer, Limits, Nothing, Notice, Notices
 from spot_training.node.policy import Policy
 from spot_training.node.situation import Settings
+from spot_training.node.sources import Source
 from tests.unit.node.api import Api
 from tests.unit.node.waiting import until
 
@@ -36,6 +39,22 @@ class Script:
         return self.answer
 
 
+class Ear:
+    """An outlet that keeps what it is told."""
+
+    occasions = frozenset(Occasion)
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, str]] = []
+
+    async def send(self, given: Mapping[str, str]) -> None:
+        self.heard.append(dict(given))
+
+    def occasion(self) -> list[str]:
+        """Why it was told, in order."""
+        return [one["occasion"] for one in self.heard]
+
+
 def due(seconds: float, now: float | None = None) -> Notices:
     """A notice for a moment in so many seconds."""
     at = math.ceil((time.time() if now is None else now) + seconds)
@@ -45,17 +64,20 @@ def due(seconds: float, now: float | None = None) -> Notices:
 @asynccontextmanager
 async def working(
     api: Api,
-    source: Script,
+    source: Source,
     *,
     drain: bool = True,
     dry_run: bool = False,
     pod: tuple[str, str] | None = None,
     policy: Policy | None = None,
+    outlets: Sequence[Outlet] = (),
+    poll_seconds: float = 0.01,
+    wait_for_volumes: bool = True,
 ) -> AsyncIterator[Agent]:
     """An agent at work, until the end of the block, where it is killed."""
-    settings = Settings(NODE, 0.01, drain, dry_run, pod, policy or Policy())
+    settings = Settings(NODE, poll_seconds, drain, dry_run, pod, policy or Policy(), wait_for_volumes, "test")
     async with Client(api.connection, timeout=5) as client:
-        agent = Agent(settings, client, source, Metrics())
+        agent = Agent(settings, client, source, Metrics(), outlets)
         task = asyncio.create_task(agent.run())
         try:
             yield agent

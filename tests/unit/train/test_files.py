@@ -1,11 +1,17 @@
 import errno
+import functools
 import os
+import random
 from pathlib import Path
 
 import pytest
 
 from spot_training.train import files
 from spot_training.train.files import DamagedError
+
+
+def _write(data: bytes, sink: files.Sink) -> None:
+    sink.write(data)
 
 
 def _write_content(sink: files.Sink) -> None:
@@ -109,3 +115,75 @@ def test_verify_tells_size_and_content(tmp_path: Path) -> None:
     path.write_bytes(b"Content")
     with path.open("rb") as file, pytest.raises(DamagedError, match="another content"):
         files.verify(file, written)
+
+
+def test_the_checksum_is_of_the_content_in_whatever_pieces_it_was_written(tmp_path: Path) -> None:
+    chance = random.Random(20261121)
+    data = chance.randbytes((5 << 20) + 17)
+
+    def in_pieces(sink: files.Sink) -> None:
+        start = 0
+        while start < len(data):
+            end = start + chance.choice([1, 100, 70_000, 1_500_000])
+            sink.write(data[start:end])
+            start = end
+
+    whole = files.write_durably(tmp_path / "whole", functools.partial(_write, data))
+    assert files.write_durably(tmp_path / "pieces", in_pieces) == whole
+    assert (tmp_path / "pieces").read_bytes() == data
+    with (tmp_path / "pieces").open("rb") as file:
+        files.verify(file, whole)
+        assert file.read() == data, "it is at its start after"
+
+
+def test_a_change_in_any_block_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    data = random.Random(20261121).randbytes((5 << 20) + 17)
+    written = files.write_durably(path, functools.partial(_write, data))
+    block = 1 << 20
+    changed = [data[block : 2 * block] + data[:block] + data[2 * block :]]
+    for place in (0, block - 1, block, 3 * block + 5, len(data) - 1):
+        changed.append(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for content in changed:
+        path.write_bytes(content)
+        with path.open("rb") as file, pytest.raises(DamagedError, match="another content"):
+            files.verify(file, written)
+    path.write_bytes(data[:-1])
+    with path.open("rb") as file, pytest.raises(DamagedError, match="bytes"):
+        files.verify(file, written)
+
+
+def test_what_a_checked_file_gives_is_what_is_in_it_and_counts_only_if_all_of_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    chance = random.Random(20261121)
+    path = tmp_path / "state"
+    data = chance.randbytes((9 << 20) + 17)
+    written = files.write_durably(path, functools.partial(_write, data))
+
+    def read_here_and_there(checked: files.CheckedFile) -> None:
+        for _ in range(20):
+            start, size = chance.randrange(len(data)), chance.choice([1, 5000, 1 << 20, 6 << 20])
+            checked.seek(start)
+            assert checked.read(size) == data[start : start + size]
+        assert checked.seek(0, os.SEEK_END) == len(data)
+        assert checked.read(1) == b""
+
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        read_here_and_there(checked)
+        checked.finish()
+    with path.open("r+b") as target:
+        target.seek(8 << 20)
+        target.write(b"another")
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        assert checked.read(5000) == data[:5000]
+        with pytest.raises(DamagedError, match="another content"):
+            checked.finish()
+    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+        checked.read(3 << 20)
+        with path.open("r+b") as target:
+            target.seek(1 << 20)
+            target.write(b"something else")
+        checked.seek(0)
+        with pytest.raises(DamagedError, match="changes while it is read"):
+            checked.read(3 << 20)

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from spot_training.control.world import Exit, Pod
 
-Class = Literal["Completed", "Stopped", "Disruption", "Failure"]
+Class = Literal["Completed", "Stopped", "Disruption", "Failure", "NotStarted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,14 @@ class Judgement:
 @dataclass(frozen=True, slots=True)
 class Case:
     """A pod that ended or went missing, and what is known around it. ``told``: the attempt is being stopped;
-    ``node_why``: why its machine is thought to be taken or lost, or empty.
+    ``node_why``: why its machine is thought to be taken or lost, or empty; ``retryable``: exit codes with which the
+    program asks for another try.
     """
 
     pod: Pod
     told: bool
     node_why: str = ""
+    retryable: frozenset[int] = frozenset()
 
 
 POD_STATUS_REASONS: Final[Mapping[str, str]] = {
@@ -43,6 +45,7 @@ POD_STATUS_REASONS: Final[Mapping[str, str]] = {
     "Preempting": "PreemptedByScheduler",
     "UnexpectedAdmissionError": "NodeRefused",
     "NodeAffinity": "NodeRefused",
+    "TopologyAffinityError": "NodeRefused",
     "OutOfcpu": "NodeRefused",
     "OutOfmemory": "NodeRefused",
     "OutOfpods": "NodeRefused",
@@ -55,20 +58,32 @@ DISRUPTION_REASONS: Final[Mapping[str, str]] = {
     "DeletionByTaintManager": "TaintEviction",
     "DeletionByPodGC": "NodeLost",
     "TerminationByKubelet": "NodePressure",
+    "NodeShutdown": "NodeShutdown",
     "SpotReclamation": "Reclaimed",
+    "TerminationTarget": "EvictedByKueue",
 }
-"""Reasons of the pod condition DisruptionTarget."""
+"""Reasons of the pod condition DisruptionTarget; Kueue has a condition of its own for the same."""
 
 
 UNTRACKED: Final = frozenset({"ContainerStatusUnknown", "Unknown"})
 """Reasons that kubelet and containerd make up for a container whose exit nobody saw, as after a reboot."""
+
+INIT_FAILED: Final = "InitContainerFailed"
+"""Our word, in place of a pod's ``status.reason``, where an init container ended with another code than 0."""
+
+START_ERRORS: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""Reasons of runtimes for a container that they could not start: a command that is not there, a GPU's driver."""
+
+RETRYABLE: Final = "RetryableExit"
 
 
 def _completed(case: Case) -> Judgement | None:
     done = case.pod.report is not None and case.pod.report.reason == "Completed"
     if case.pod.exit is None or case.pod.exit.code != 0:
         return None
-    if done or not (case.told or case.pod.disruption or case.pod.deleting):
+    # Kubelet, too, tells a pod to stop: one that has run for longer than it may.
+    told = case.told or case.pod.disruption or case.pod.deleting
+    if done or not (told or case.pod.status_reason == "DeadlineExceeded"):
         return Judgement("Completed", "Completed", "the program ended with exit code 0")
     return None
 
@@ -79,7 +94,10 @@ def _told(case: Case) -> Judgement | None:
 
 def _marked(case: Case) -> Judgement | None:
     reason = DISRUPTION_REASONS.get(case.pod.disruption, case.pod.disruption)
-    return Judgement("Disruption", reason, f"DisruptionTarget: {case.pod.disruption}") if reason else None
+    if case.pod.disruption == "TerminationByKubelet" and case.pod.status_reason != "Evicted":
+        # One word of kubelet's for pressure, shutdown and preemption; the pod's own reason tells them apart.
+        reason = POD_STATUS_REASONS.get(case.pod.status_reason, reason)
+    return Judgement("Disruption", reason, f"the pod was marked: {case.pod.disruption}") if reason else None
 
 
 def _kubelet(case: Case) -> Judgement | None:
@@ -105,12 +123,38 @@ def _deleted(case: Case) -> Judgement | None:
     return None
 
 
+def _unstarted(case: Case) -> Judgement | None:
+    """What never started cannot have failed: the program has not had its turn."""
+    pod = case.pod
+    if pod.started_at is not None or pod.status_reason == INIT_FAILED:
+        return None
+    if pod.exit is None:
+        word = pod.status_reason or "unknown"
+        return Judgement("NotStarted", "PodRefused", f"the pod ended before it started (reason {word})")
+    if pod.exit.reason not in START_ERRORS:
+        return None
+    said = f": {pod.exit.message}" if pod.exit.message else ""
+    return Judgement(
+        "NotStarted",
+        "StartError",
+        f"the container could not be started{said}; look at its command, and at the GPU driver and the device "
+        "plugin of its node",
+    )
+
+
 def _preempted(case: Case) -> Judgement | None:
     said = case.pod.report is not None and case.pod.report.reason == "Preempted"
     # The report counts more than the code: a runtime may crash on its way out, after everything was saved.
     if case.pod.exit is not None and case.pod.exit.code != 0 and said:
         return Judgement("Disruption", "Preempted", "the program was told to stop, not by this operator")
     return None
+
+
+def _retryable(case: Case) -> Judgement | None:
+    end = case.pod.exit
+    if end is None or end.code not in case.retryable:
+        return None
+    return Judgement("Disruption", RETRYABLE, f"exit code {end.code}, which recovery.retryableExitCodes has")
 
 
 def _failed(case: Case) -> Judgement | None:
@@ -132,7 +176,9 @@ TABLE: Final[Sequence[Callable[[Case], Judgement | None]]] = (
     _untracked,
     _node,
     _deleted,
+    _unstarted,
     _preempted,
+    _retryable,
     _failed,
 )
 

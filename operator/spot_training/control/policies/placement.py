@@ -1,179 +1,422 @@
-"""Which pool takes the next attempt: the first in order whose free nodes hold the whole gang now.
+"""Which jobs may open an attempt now, and where: one decision for all jobs that wait. Pure.
 
-Free GPUs are counted node by node, as the scheduler will see them, with all pods that use them, ours or not,
-and with the pods of attempts that are opened but not bound yet.
+The jobs are taken in order: priority first (of their PriorityClass), then age. Each takes the first pool in its own
+order whose free nodes hold the whole gang, counted node by node after everything that is used, that starting
+attempts will use, and that the jobs before it have just been given.
+
+**No starvation.** The first job in a pool that finds no room there *holds* it: jobs after it are given only what
+leaves the holder as much room as before (beside it on half-full nodes, or on nodes too small for it). So whatever
+becomes free is kept for it until it fits, and it waits for nobody behind it. What that may leave idle is bounded: a
+job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and only
+a job that would fit if all training there ended holds anything; so at most the holder's GPUs less one pod's are idle
+in a pool. Nobody who runs is stopped for a job that waits.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Final
 
 from spot_training.api.job import PodSpec
-from spot_training.control.policies.fate import belongs
-from spot_training.control.world import Node, Pool, Reservation, Taint, World
+from spot_training.api.times import format_second
+from spot_training.control.ledger import Ledger
+from spot_training.control.policies.affinity import describe
+from spot_training.control.policies.fitting import room
+from spot_training.control.policies.interruptions import breaker_until, interruption_rate
+from spot_training.control.policies.score import score
+from spot_training.control.supply import Supply
+from spot_training.control.world import Reservation, Shape, Terms
 
-PLACING_EFFECTS = ("NoSchedule", "NoExecute")
+Key = tuple[str, str]
+
+USUAL_INTERVAL_SECONDS: Final = 1800
+"""Between two checkpoints, where the job does not say."""
+
+MAX_PROVISIONING: Final = 4
+"""Gangs that wait at a time for an autoscaler to bring one pool nodes: more would only ask for the same machines."""
+
+LACKS: Final = ("NoCapacity", "HeldForAnother", "GangTooLarge")
+"""Reasons that an autoscaler may mend."""
+
+REASONS: Final = (
+    "NoCapacity",
+    "HeldForAnother",
+    "BudgetExhausted",
+    "OnDemandLater",
+    "BreakerOpen",
+    "PoolAvoided",
+    "TooDear",
+    "NoPrice",
+    "GangTooLarge",
+    "OnDemandNotAllowed",
+    "PoolNotFound",
+)
+"""Why there is no pool for a job; the first that is true of one of its pools is the condition's reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a gang needs. ``pools``: names in the user's order, empty for every spot pool; ``last``: pools to try
-    last for now.
+    """What a gang needs.
+
+    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
+    its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
+    off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
+    for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes that cost more for an hour are not
+    used; ``interval``: seconds between its checkpoints.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
+    one_node: bool = False
+    volumes: tuple[Terms, ...] = ()
+    avoid: frozenset[str] = frozenset()
+    queued: bool = False
+    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    ceiling: Decimal | None = None
+    interval: int = USUAL_INTERVAL_SECONDS
+
+    def same(self, other: "Request") -> bool:
+        """Whether what is decided for the other holds for this one: sentences may tell of another moment."""
+        words = {name: word for name, (word, _) in self.refused.items()}
+        others = {name: word for name, (word, _) in other.refused.items()}
+        return words == others and replace(self, refused={}) == replace(other, refused={})
+
+    @property
+    def together(self) -> int:
+        """How many of its pods must be on one node."""
+        return self.replicas if self.one_node else 1
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job that waits for a pool; ``shape``: of its pods, or of all of them together where they need one node."""
+
+    key: Key
+    uid: str
+    created: float
+    priority: int
+    request: Request
+    shape: Shape
+
+    @property
+    def pods(self) -> int:
+        """How many of the shape it needs."""
+        return 1 if self.request.one_node else self.request.replicas
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Whose turn it is: the least first."""
+        return -self.priority, self.created, self.uid
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why a pool was not chosen: one of ``REASONS``, and a sentence."""
+
+    reason: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The pool chosen, or None, and of each pool why it was not (by name, in the order they were tried)."""
+    """What was decided for a job.
 
+    ``pool``: None: it waits. ``refused``: of each pool that was tried why it was not chosen, in the order of trying;
+    ``later``: pools that would have come after the chosen one; ``node``: the one node for all pods, where the gang
+    needs one; ``provisioned``: an autoscaler has to make nodes for it; ``anywhere``: also on nodes that it wanted to
+    keep off; ``wake_at``: when time alone may change the decision.
+    """
+
+    request: Request
     pool: str | None
-    refused: Mapping[str, str]
-    reason: str = ""
+    refused: Mapping[str, Verdict]
+    later: Mapping[str, str] = field(default_factory=dict)
+    node: str = ""
+    why: str = ""
+    provisioned: bool = False
+    anywhere: bool = False
+    wake_at: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no pool, in a word."""
+        found = {verdict.reason for verdict in self.refused.values()}
+        return next((reason for reason in REASONS if reason in found), "PoolNotFound")
+
+    @property
+    def kinds(self) -> tuple[object, ...]:
+        """What makes the decision another than before; how much is free here and there does not."""
+        return self.pool, tuple((name, verdict.reason) for name, verdict in self.refused.items())
 
     @property
     def message(self) -> str:
-        """Every pool with its reason, for people."""
-        return "; ".join(f"{name}: {why}" if name else why for name, why in self.refused.items())
-
-
-def choose(request: Request, world: World) -> Choice:
-    """The pool for the gang. Pure: the same request and world give the same choice."""
-    refused: dict[str, str] = {}
-    reasons: set[str] = set()
-    for name in _order(request, world.pools):
-        pool = world.pools.get(name)
-        if pool is None:
-            refused[name], reason = "no such SpotPool; create it or mend spec.pools", "PoolNotFound"
-        elif pool.spec.capacity_type == "OnDemand":
-            refused[name], reason = "on-demand, and onDemand.policy is Never", "OnDemandNotAllowed"
-        else:
-            why = shortage(request, pool, world)
-            if why is None:
-                return Choice(name, refused)
-            refused[name], reason = why, "NoCapacity"
-        reasons.add(reason)
-    if not refused:
-        return Choice(None, {"": "there is no SpotPool with capacityType Spot; create one"}, "PoolNotFound")
-    for reason in ("NoCapacity", "OnDemandNotAllowed", "PoolNotFound"):
-        if reason in reasons:
-            break
-    return Choice(None, refused, reason)
-
-
-def _order(request: Request, pools: Mapping[str, Pool]) -> list[str]:
-    if request.pools:
-        names = list(request.pools)
-    else:
-        spot = [pool for pool in pools.values() if pool.spec.capacity_type == "Spot"]
-        spot.sort(key=lambda pool: (Decimal(pool.spec.price_per_node_hour or "Infinity"), pool.name))
-        names = [pool.name for pool in spot]
-    return sorted(names, key=lambda name: name in request.last)
-
-
-def shortage(request: Request, pool: Pool, world: World) -> str | None:
-    """Why the pool cannot hold the gang now, or None where it can."""
-    need = gpus_per_pod(request.pod, pool.spec.gpu_resource)
-    members = [node for node in world.nodes.values() if belongs(node, pool)]
-    if not members:
-        return "no node matches its nodeSelector"
-    usable = [node for node in members if usable_for(request.pod, node, pool)]
-    if not usable:
-        return (
-            f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
-            "template's nodeSelector and tolerations allow"
+        """Every pool with its reason, for people; pools with the same reason together."""
+        groups: dict[str, list[str]] = {}
+        for name, verdict in self.refused.items():
+            groups.setdefault(verdict.text, []).append(name)
+        return "; ".join(
+            f"{', '.join(names)}: {text}" if names[0] else text for text, names in groups.items()
         )
-    free = free_gpus(usable, pool, world)
-    if need == 0:
-        return None
-    slots = sum(amount // need for amount in free.values())
-    if slots >= request.replicas:
-        return None
-    return (
-        f"{request.replicas} pods of {need} {pool.spec.gpu_resource} do not fit: "
-        f"{sum(free.values())} free on {len(usable)} nodes, room for {slots}"
-    )
+
+    @property
+    def chosen(self) -> str:
+        """The pool that was chosen, why, and of every other one why not."""
+        made = f"pool {self.pool}"
+        if self.refused:
+            made += f" (passed over: {self.message})"
+        if self.why:
+            made += f"; {self.why}"
+        if self.later:
+            made += f"; after it: {', '.join(name + why for name, why in self.later.items())}"
+        return made
 
 
-def free_gpus(nodes: Iterable[Node], pool: Pool, world: World) -> dict[str, int]:
-    """Free GPUs by node name, after what is used and what opened attempts will use.
+def place(
+    waiting: Sequence[Waiting],
+    supply: Supply,
+    reservations: Sequence[Reservation],
+    provisioning: Mapping[str, int],
+    now: float,
+) -> dict[Key, Choice]:
+    """Decide for all jobs that wait. The same jobs, supply and time give the same decision.
 
-    A reservation names no node. It is laid on the nodes with the least room that hold a pod of it, as packing
-    would; where it does not fit, what is left of it is dropped: its pods wait then, too.
+    ``provisioning``: by pool, gangs that wait already for an autoscaler's nodes.
     """
-    resource = pool.spec.gpu_resource
-    free = {
-        node.name: max(0, node.capacity.get(resource, 0) - world.used.get((node.name, resource), 0))
-        for node in nodes
-    }
-    for reservation in world.reservations:
-        if reservation.resource == resource:
-            _reserve(free, reservation, world, pool)
-    return free
+    made = _Pass(supply, reservations, provisioning, now)
+    return {each.key: made.decide(each) for each in sorted(waiting, key=lambda each: each.order)}
 
 
-def _reserve(free: dict[str, int], reservation: Reservation, world: World, pool: Pool) -> None:
-    other = world.pools.get(reservation.pool)
-    if other is None:
-        return
-    allowed = [
-        name
-        for name in free
-        if reservation.pool == pool.name or ((node := world.nodes.get(name)) and belongs(node, other))
-    ]
-    size, left = reservation.gpus_per_pod, reservation.pods
-    if size == 0:
-        return
-    # A node that has taken a pod has the least room of all: it is filled before the next one is looked at.
-    for name in sorted(allowed, key=lambda name: (free[name], name)):
-        taken = min(left, free[name] // size)
-        free[name] -= taken * size
-        left -= taken
+class _Pass:
+    """One decision for all: what has been given away so far, and what holds for every job alike."""
 
+    def __init__(
+        self,
+        supply: Supply,
+        reservations: Sequence[Reservation],
+        provisioning: Mapping[str, int],
+        now: float,
+    ) -> None:
+        self._supply = supply
+        self._ledger = Ledger(supply, reservations)
+        self._provisioning = dict(provisioning)
+        self._now = now
+        self._holders: dict[str, str] = {}
+        self._breakers = {name: breaker_until(pool, now) for name, pool in supply.pools.items()}
+        self._rates = {name: interruption_rate(pool.status, now) for name, pool in supply.pools.items()}
+        self._shortages: dict[tuple[str, Shape, int], tuple[int, Verdict]] = {}
+        self._frees: dict[tuple[object, ...], tuple[int, tuple[int, int]]] = {}
+        self._prices = {name: self._price(name) for name in supply.pools}
+        self._on_demand = {
+            name for name, pool in supply.pools.items() if pool.spec.capacity_type == "OnDemand"
+        }
 
-def usable_for(pod: PodSpec, node: Node, pool: Pool) -> bool:
-    """Whether the scheduler would put the pod on the node, as far as readiness, taints and labels say."""
-    if not (node.ready and node.schedulable) or node.notice is not None:
-        return False
-    extra = pod.model_extra or {}
-    if any(node.labels.get(key) != value for key, value in (extra.get("nodeSelector") or {}).items()):
-        return False
-    tolerations = [toleration.to_json() for toleration in pool.spec.tolerations]
-    tolerations += extra.get("tolerations") or []
-    return all(tolerated(taint, tolerations) for taint in node.taints if taint.effect in PLACING_EFFECTS)
+    def decide(self, job: Waiting) -> Choice:
+        """The decision for the next job in order."""
+        made = self._try(job, job.request.avoid)
+        if made.pool is None and job.request.avoid:
+            # Rather on a node to keep off than nowhere: it may have been the program after all.
+            anywhere = self._try(job, frozenset())
+            if anywhere.pool is not None:
+                return replace(anywhere, anywhere=True)
+        if made.pool is None:
+            self._hold(job, made.refused)
+        return made
 
+    def _try(self, job: Waiting, avoid: frozenset[str]) -> Choice:
+        refused: dict[str, Verdict] = {}
+        wakes: list[float] = []
+        order = self._order(job)
+        for place, name in enumerate(order):
+            verdict = self._barred(job.request, name, wakes)
+            if verdict is None and job.request.queued:
+                return Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], ""))
+            verdict = verdict or self._short(job, name, avoid)
+            if verdict is None:
+                return self._give(job, name, refused, order[place + 1 :], wakes, avoid)
+            # In the user's order an autoscaled pool's turn is its turn, whatever those after it have.
+            if job.request.pools and self._makes(name, verdict):
+                later = dict.fromkeys(order[place + 1 :], "")
+                return self._make(job, name, refused, later)
+            refused[name] = verdict
+        makes = [name for name, verdict in refused.items() if self._makes(name, verdict)]
+        if makes and not job.request.pools:
+            name = makes[0]
+            refused.pop(name)
+            return self._make(job, name, refused, {})
+        if not refused:
+            nothing = Verdict("PoolNotFound", "there is no SpotPool with capacityType Spot; create one")
+            return Choice(job.request, None, {"": nothing})
+        return Choice(job.request, None, refused, wake_at=min(wakes, default=None))
 
-def tolerated(taint: Taint, tolerations: Iterable[Mapping[str, object]]) -> bool:
-    """Whether one of the tolerations covers the taint (Kubernetes: taints and tolerations)."""
-    for each in tolerations:
-        if each.get("effect") not in (None, "", taint.effect):
-            continue
-        key, exists = each.get("key") or "", each.get("operator") == "Exists"
-        if (not key and exists) or (
-            key == taint.key and (exists or (each.get("value") or "") == taint.value)
-        ):
-            return True
-    return False
+    def _order(self, job: Waiting) -> list[str]:
+        """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
+        request = job.request
+        if request.pools:
+            names = list(request.pools)
+        else:
+            # Nobody named the on-demand pools: where they are not allowed, they are not worth a word.
+            refused = request.refused
+            unwanted = {name for name, (word, _) in refused.items() if word == "OnDemandNotAllowed"}
+            every = self._supply.pools.keys() - unwanted if unwanted else self._supply.pools
+            names = sorted(every, key=lambda name: self._score(job, name))
+        if request.last or self._on_demand:
+            names.sort(key=lambda name: (name in request.last, name in self._on_demand))
+        return names
 
+    def _score(self, job: Waiting, name: str) -> tuple[bool, float, str]:
+        priced, per_gpu = self._prices[name]
+        slots = self._ledger.slots(name, job.shape)
+        spare = (slots - job.pods) / slots if slots >= job.pods else 1.0
+        return not priced, score(per_gpu, self._rates[name], job.request.interval, spare), name
 
-def gpus_per_pod(pod: PodSpec, resource: str) -> int:
-    """GPUs that a pod of the template asks for: extended resources are whole numbers, requests equal limits."""
-    total = 0
-    for container in pod.containers:
-        wanted = container.resources
-        if wanted is None:
-            continue
-        amount = (wanted.limits or {}).get(resource) or (wanted.requests or {}).get(resource) or 0
-        total += _whole(amount)
-    return total
+    def _price(self, name: str) -> tuple[bool, float]:
+        """Whether the pool's price is known, and what a GPU costs an hour."""
+        price = self._supply.price(name)
+        return price is not None, float(price or 1) / self._supply.gpus_per_node(name)
 
+    def _makes(self, name: str, verdict: Verdict) -> bool:
+        """Whether pods may be made there for an autoscaler, although they do not fit now."""
+        return verdict.reason in LACKS and self._autoscaled(name) and not self._is_busy(name)
 
-def _whole(amount: int | str) -> int:
-    """A whole quantity such as ``4``, ``"4"`` or ``"1k"``; 0 for what is none: the dry run says what is wrong."""
-    found = re.fullmatch(r"([0-9]{1,15})([kMG]?)", str(amount))
-    return int(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]] if found else 0
+    def _autoscaled(self, name: str) -> bool:
+        return self._supply.pools[name].spec.provisioning == "Autoscaled"
+
+    def _is_busy(self, name: str) -> bool:
+        return self._provisioning.get(name, 0) >= MAX_PROVISIONING
+
+    def _make(
+        self, job: Waiting, name: str, refused: Mapping[str, Verdict], later: Mapping[str, str]
+    ) -> Choice:
+        self._provisioning[name] = self._provisioning.get(name, 0) + 1
+        why = "it has no room now: its pods are made for the autoscaler to see"
+        return Choice(job.request, name, refused, later, why=why, provisioned=True)
+
+    def _barred(self, request: Request, name: str, wakes: list[float]) -> Verdict | None:
+        """Why the pool is not tried at all, however much is free there."""
+        pool = self._supply.pools.get(name)
+        if pool is None:
+            return Verdict("PoolNotFound", "no such SpotPool; create it or mend spec.pools")
+        said = request.refused.get(name)
+        if said is not None:
+            return Verdict(*said)
+        until = self._breakers[name]
+        if until is not None:
+            wakes.append(until)
+            limit = pool.spec.max_interruptions_per_hour
+            text = f"breaker open until {format_second(until)} (more than {limit} interruptions in an hour)"
+            return Verdict("BreakerOpen", text)
+        return None
+
+    def _short(self, job: Waiting, name: str, avoid: frozenset[str]) -> Verdict | None:
+        """Why the gang does not fit into the pool now, or None where it does."""
+        slots = self._ledger.slots(name, job.shape, avoid)
+        if slots >= job.pods:
+            return None
+        if self._autoscaled(name) and self._is_busy(name):
+            text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
+            return Verdict("NoCapacity", text)
+        if avoid:
+            return self._shortage(job, name, slots, avoid)
+        memo, changes = (name, job.shape, job.pods), self._ledger.changes[name]
+        known = self._shortages.get(memo)
+        if known is None or known[0] != changes:
+            known = self._shortages[memo] = changes, self._shortage(job, name, slots, avoid)
+        return known[1]
+
+    def _shortage(self, job: Waiting, name: str, slots: int, avoid: frozenset[str]) -> Verdict:
+        supply = self._supply
+        members, fit = supply.members(name), supply.fit(name, job.shape)
+        if not members:
+            return Verdict("NoCapacity", "no node matches its nodeSelector")
+        if not fit.usable:
+            text = (
+                f"none of its {len(members)} nodes is ready and free of notices and cordons, and one that the "
+                "template's nodeSelector, nodeAffinity and tolerations allow"
+            )
+            return Verdict("NoCapacity", text)
+        if not fit.attachable:
+            where = " and ".join(describe(terms) for terms in job.shape.volumes)
+            text = f"to none of its {fit.usable} usable nodes can the job's volumes be attached ({where})"
+            return Verdict("NoCapacity", text)
+        if avoid and all(node in avoid for node in self._fitting(job.shape, name)):
+            text = f"its {fit.attachable} usable nodes are avoided for now: attempts failed there"
+            return Verdict("NoCapacity", text)
+        if self._ledger.holds(name) and self._ledger.slots_unheld(name, job.shape) >= job.pods:
+            text = f"what is free there is kept for {self._holders[name]}, which is before this job"
+            return Verdict("HeldForAnother", text)
+        resource, count = self._supply.pools[name].spec.gpu_resource, job.request.replicas
+        free, most = self._free(job.shape, name)
+        each = job.shape.need(resource) // (count if job.request.one_node else 1)
+        if job.request.one_node:
+            text = (
+                f"{count} pods of {each} {resource} do not fit on one node, as their ReadWriteOnce claim needs it: "
+                f"at most {most} free on one of {fit.attachable} nodes"
+            )
+        else:
+            text = (
+                f"{count} pods of {each} {resource} do not fit: {free} free on {fit.attachable} nodes, room for "
+                f"{slots}"
+            )
+        if fit.ever < job.pods:
+            most = sum(room(members[node].capacity, job.shape) for node in self._fitting(job.shape, name))
+            if most < job.pods:
+                return Verdict("GangTooLarge", f"{text}, and for {most} if the nodes were empty")
+        return Verdict("NoCapacity", text)
+
+    def _fitting(self, shape: Shape, name: str) -> list[str]:
+        """The pool's nodes that take a pod of that shape, apart from room."""
+        return [node for node, spot in self._supply.fit(name, shape).spots.items() if spot.attaches]
+
+    def _free(self, shape: Shape, name: str) -> tuple[int, int]:
+        """GPUs that are free on the pool's nodes that take such a pod, and at most on one of them."""
+        memo, changes = (name, *shape.where), self._ledger.changes[name]
+        known = self._frees.get(memo)
+        if known is None or known[0] != changes:
+            resource = self._supply.pools[name].spec.gpu_resource
+            free = [max(0, self._ledger.left(node, resource)) for node in self._fitting(shape, name)]
+            known = self._frees[memo] = changes, (sum(free), max(free))
+        return known[1]
+
+    def _give(
+        self,
+        job: Waiting,
+        name: str,
+        refused: dict[str, Verdict],
+        rest: Sequence[str],
+        wakes: list[float],
+        avoid: frozenset[str],
+    ) -> Choice:
+        why, later = "", dict.fromkeys(rest, "")
+        if not job.request.pools:
+            # All were looked at for their score: say what it was, or why there is none.
+            later = {}
+            for other in rest:
+                verdict = self._barred(job.request, other, wakes) or self._short(job, other, avoid)
+                if verdict is not None:
+                    refused[other] = verdict
+                else:
+                    later[other] = f" (score {self._score(job, other)[1]:.4g})"
+            why = f"score {self._score(job, name)[1]:.4g}"
+        laid = self._ledger.take(name, job.shape, job.pods, avoid)
+        node = laid[0] if job.request.one_node and laid else ""
+        return Choice(job.request, name, refused, later, node=node, why=why)
+
+    def _hold(self, job: Waiting, refused: Mapping[str, Verdict]) -> None:
+        """Keep what is free in one pool for the job, where it is the first that waits there."""
+        best: tuple[int, int] | None = None
+        chosen = ""
+        for place, (name, verdict) in enumerate(refused.items()):
+            if verdict.reason != "NoCapacity" or self._ledger.holds(name):
+                continue
+            if name in job.request.last and not set(refused) <= job.request.last:
+                continue
+            if self._supply.fit(name, job.shape).ever < job.pods:
+                continue
+            missing = job.pods - self._ledger.slots(name, job.shape, job.request.avoid)
+            if best is None or (missing, place) < best:
+                best, chosen = (missing, place), name
+        if chosen:
+            self._holders[chosen] = f"{job.key[0]}/{job.key[1]}"
+            self._ledger.hold(chosen, job.shape)

@@ -7,6 +7,9 @@
 - ``events/maintenance/scheduled``: 404 or a JSON array of events, ``NotBefore`` as ``21 Jan 2019 09:00:43 GMT``,
   ``State`` active, completed or canceled.
 
+The first two tell of one thing at most and give it no name, only a time, which the service calls approximate (its mock
+names another one in each answer): so they are told apart by their kind alone (``Notice.single``).
+
 Pods reach the service where the instances' hop limit is 2 or more; otherwise the agent needs the host's network.
 """
 
@@ -106,13 +109,14 @@ def instance_action(body: Any) -> tuple[Notice, ...]:
         raise ValueError(f"unknown action {action!r}")
     name = f"{NAME}-{action}-{int(at)}"
     if action == "hibernate":
-        return (Notice(name, RECLAIM, NAME, None, minimum=0.0),)
-    return (Notice(name, RECLAIM, NAME, at),)
+        return (Notice(name, RECLAIM, NAME, None, minimum=0.0, single=True),)
+    return (Notice(name, RECLAIM, NAME, at, single=True),)
 
 
 def rebalance(body: Any) -> tuple[Notice, ...]:
     """The notice of ``events/recommendations/rebalance``."""
-    return (Notice(f"{NAME}-rebalance-{int(parse_time(body['noticeTime']))}", REBALANCE, NAME, None),)
+    name = f"{NAME}-rebalance-{int(parse_time(body['noticeTime']))}"
+    return (Notice(name, REBALANCE, NAME, None, single=True),)
 
 
 def maintenance(body: Any) -> tuple[Notice, ...]:

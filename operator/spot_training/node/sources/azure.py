@@ -8,11 +8,16 @@ Redeploy, 15 for Reboot ("Azure Metadata Service: Scheduled Events for Linux VMs
 the machine survives with all its pods. The first request switches the service on and can take two minutes; a day
 without one switches it off.
 
-No event is approved: each happens at its own time, whose whole length the drain may use.
+No event is approved unless that is asked for: each happens at its own time, whose whole length the drain may use.
+``POST`` of ``{"StartRequests":[{"EventId":"…"}]}`` to the same URL lets an event happen at once, and does so for every
+machine that it names. So only one that names this machine alone is approved.
 """
 
 import asyncio
+import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -51,9 +56,10 @@ KINDS: Final = {"Preempt": RECLAIM, "Terminate": RECLAIM, "Reboot": MAINTENANCE,
 
 @dataclass
 class Azure:
-    """The source behind the metadata service at ``address``."""
+    """The source behind the metadata service at ``address``; ``approvals``: its notices may be approved."""
 
     address: str = LINK_LOCAL
+    approvals: bool = False
     answer_seconds: float = ANSWER_SECONDS
     first_seconds: float = FIRST_SECONDS
     name: str = field(default=NAME, init=False)
@@ -77,7 +83,30 @@ class Azure:
         self._switched_on = not isinstance(answer, Unknown)
         return answer
 
+    async def approve(self, notice: str) -> str:
+        """Let the event of this notice happen now; returns why it was not approved, or an empty string."""
+        answer = await answered(self._approve(notice), self.answer_seconds)
+        return answer.reason if isinstance(answer, Unknown) else ""
+
+    async def _approve(self, notice: str) -> Answer:
+        # Listed anew: since the last answer another machine may have joined the event.
+        body = await self._listed()
+        with _documented(body):
+            request = start_request(body, self._machine, notice)
+        async with connected() as session:
+            reply = await fetch(session, self.address + EVENTS, HEADERS, method="POST", data=request)
+        if reply.status != 200:
+            raise NotUnderstoodError(f"HTTP status {reply.status}: {reply.body[:60]!r}")
+        return Nothing()
+
     async def _ask(self) -> Answer:
+        body = await self._listed()
+        with _documented(body):
+            notices = events(body, self._machine, self.approvals)
+        return Notices(notices) if notices else Nothing()
+
+    async def _listed(self) -> Any:
+        """The document with the events; the machine's name is known after it."""
         async with connected() as session:
             if not self._machine:
                 reply = await fetch(session, self.address + MACHINE, HEADERS)
@@ -90,22 +119,15 @@ class Azure:
             reply = await fetch(session, self.address + EVENTS, HEADERS, longest=LONGEST_LIST)
         if reply.status != 200:
             raise NotUnderstoodError(f"HTTP status {reply.status}")
-        body = reply.json()
-        try:
-            notices = events(body, self._machine)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise NotUnderstoodError(
-                f"not as documented: {str(body)[:80]} ({type(error).__name__}: {error})"
-            ) from None
-        return Notices(notices) if notices else Nothing()
+        return reply.json()
 
 
-def azure(address: str = LINK_LOCAL) -> Azure:
+def azure(address: str = LINK_LOCAL, approvals: bool = False) -> Azure:
     """The source behind the metadata service at this address."""
-    return Azure(address)
+    return Azure(address, approvals)
 
 
-def events(body: Any, machine: str) -> tuple[Notice, ...]:
+def events(body: Any, machine: str, approvals: bool = False) -> tuple[Notice, ...]:
     """The notices for this machine.
 
     Raises ``KeyError``, ``TypeError`` or ``ValueError`` where the form is not the documented one.
@@ -117,12 +139,50 @@ def events(body: Any, machine: str) -> tuple[Notice, ...]:
         if not isinstance(event["Resources"], list):
             raise ValueError("Resources is not a list")
         kind = KINDS.get(event["EventType"])
-        # Azure does not keep to one spelling of a name's case.
-        if kind is None or machine.casefold() not in (str(name).casefold() for name in event["Resources"]):
+        if kind is None or _spelt(machine) not in map(_spelt, event["Resources"]):
             continue
         says = None
         if event["NotBefore"]:
             moment = datetime.strptime(event["NotBefore"], "%a, %d %b %Y %H:%M:%S GMT")
             says = moment.replace(tzinfo=UTC).timestamp()
-        notices.append(Notice(f"{NAME}-{str(event['EventId'])[:64]}", kind, NAME, says))
+        approvable = approvals and _approvable(event, machine)
+        notices.append(Notice(_id(event), kind, NAME, says, approvable=approvable))
     return tuple(notices)
+
+
+def start_request(body: Any, machine: str, notice: str) -> bytes:
+    """The body of the request that approves the event of this notice.
+
+    Raises ``NotUnderstoodError`` where no such event is listed that still waits and names this machine alone.
+    """
+    for event in body["Events"]:
+        if _approvable(event, machine) and _id(event) == notice:
+            return json.dumps({"StartRequests": [{"EventId": event["EventId"]}]}).encode()
+    raise NotUnderstoodError("no event of this id waits and names this machine alone")
+
+
+@contextmanager
+def _documented(body: Any) -> Iterator[None]:
+    """What stumbles over another form than the documented one fails with ``NotUnderstoodError``."""
+    try:
+        yield
+    except NotUnderstoodError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise NotUnderstoodError(
+            f"not as documented: {str(body)[:80]} ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _id(event: Any) -> str:
+    return f"{NAME}-{str(event['EventId'])[:64]}"
+
+
+def _approvable(event: Any, machine: str) -> bool:
+    """Whether the event waits for its time and concerns nothing but this machine."""
+    return event.get("EventStatus") == "Scheduled" and [*map(_spelt, event["Resources"])] == [_spelt(machine)]
+
+
+def _spelt(name: object) -> str:
+    """A name in one spelling: Azure does not keep to one case."""
+    return str(name).casefold()

@@ -81,10 +81,11 @@ async def fetch(
     headers: Mapping[str, str] | None = None,
     *,
     method: str = "GET",
+    data: bytes | None = None,
     longest: int = LONGEST_ANSWER,
 ) -> Reply:
-    """One request; a body of more than ``longest`` bytes is refused with ``NotUnderstoodError``."""
-    async with session.request(method, url, headers=headers, allow_redirects=False) as response:
+    """One request; an answer of more than ``longest`` bytes is refused with ``NotUnderstoodError``."""
+    async with session.request(method, url, headers=headers, data=data, allow_redirects=False) as response:
         body = b""
         while len(body) <= longest and (chunk := await response.content.readany()):
             body += chunk

@@ -1,0 +1,80 @@
+"""The watches, by kopf, and why so little of it:
+
+- Only ``index`` and ``event`` handlers. Daemons, timers and delete handlers would put finalizers on objects, and
+  create/update handlers would write annotations on them; a stopped operator must not be in anybody's way.
+- ``index`` handlers feed the caches while kopf lists; kopf calls no ``event`` handler before everything has been
+  listed, so nothing is decided on half a world. They return nothing: the index itself stays empty.
+- What is listed comes with no type of event. An object for which that happens a second time was listed anew, as
+  after a watch that expired (410): what went meanwhile is in no list and in no event, and is looked for.
+"""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any, cast
+
+import kopf
+
+from spot_training.api.names import GROUP, JOB_PLURAL, POOL_PLURAL, VERSION
+from spot_training.control.operator import Operator
+
+
+def registry(operator: Operator) -> kopf.OperatorRegistry:
+    """Kopf's handlers: an index handler that feeds the caches, and an event handler that does the same later."""
+    made = kopf.OperatorRegistry()
+    resources: dict[str, tuple[Any, ...]] = {
+        "jobs": (GROUP, VERSION, JOB_PLURAL),
+        "pools": (GROUP, VERSION, POOL_PLURAL),
+        "nodes": ("", "v1", "nodes"),
+        "claims": ("", "v1", "persistentvolumeclaims"),
+        "pods": ("", "v1", "pods"),
+    }
+    kopf.on.login(id="pod", registry=made)(kopf.login_with_service_account)
+    kopf.on.login(id="by-hand", registry=made)(kopf.login_with_kubeconfig)
+    for kind, resource in resources.items():
+        _register(made, operator, kind, resource)
+    return made
+
+
+def _register(made: kopf.OperatorRegistry, operator: Operator, kind: str, resource: tuple[Any, ...]) -> None:
+    async def feed(body: Mapping[str, Any], **_: Any) -> None:
+        operator.take(kind, None, body)
+
+    async def event(event: Mapping[str, Any], memo: kopf.Memo, **_: Any) -> None:
+        # kopf calls this only once all kinds are listed, and there is always a node.
+        operator.listed.set()
+        operator.take(kind, event["type"], event["object"])
+        if event["type"] is None and memo.get("seen"):
+            operator.relisted(kind)
+        memo["seen"] = True
+
+    kopf.index(*resource, id=f"feed-{kind}", registry=made)(feed)
+    kopf.on.event(*resource, id=f"event-{kind}", registry=made)(event)
+
+
+def settings() -> kopf.OperatorSettings:
+    """Kopf's settings, for an operator that leaves no trace on the objects it watches."""
+    made = kopf.OperatorSettings()
+    made.scanning.disabled = True
+    made.peering.standalone = True
+    made.posting.enabled = False
+    made.persistence.finalizer = f"{GROUP}/unused"
+    made.watching.server_timeout = 290
+    made.watching.reconnect_backoff = 0.5
+    made.networking.error_backoffs = (0.5, 1, 2, 3, 5, 8)
+    made.process.ultimate_exiting_timeout = 10
+    return made
+
+
+async def watch(operator: Operator, liveness: str | None, stop: asyncio.Event) -> None:
+    """Bring the operator everything that is there and that happens, until ``stop`` is set or a signal comes."""
+    await kopf.operator(
+        registry=registry(operator),
+        settings=settings(),
+        clusterwide=True,
+        standalone=True,
+        # kopf would else look up the name of the user, who has none in a container.
+        identity=cast(Any, socket.gethostname()),
+        liveness_endpoint=liveness,
+        stop_flag=stop,
+    )

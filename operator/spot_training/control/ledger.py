@@ -1,0 +1,154 @@
+"""The supply, less what has been promised: what attempts that are starting will use, and what one pass gives away.
+
+A reservation names no node. It is laid on the nodes with the least room that hold a pod of it, as packing would;
+where it does not fit, what is left of it is dropped: its pods wait then, too. Made for one pass and thrown away.
+"""
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterable, Set
+
+from spot_training.control.policies.fitting import room, room_beside
+from spot_training.control.supply import Fit, Supply
+from spot_training.control.world import Reservation, Shape
+
+
+class _Counted:
+    """How a shape fits into a pool after what the ledger has given away."""
+
+    __slots__ = ("base", "changed", "slots")
+
+    def __init__(self, base: Fit) -> None:
+        self.base = base
+        self.slots = base.slots
+        self.changed: dict[str, int] = {}
+
+    def at(self, node: str) -> int:
+        known = self.changed.get(node)
+        return known if known is not None else self.base.spots[node].slots
+
+    def put(self, node: str, slots: int) -> None:
+        self.slots += slots - self.at(node)
+        self.changed[node] = slots
+
+
+class Ledger:
+    """What is left to give, by pool and shape."""
+
+    def __init__(self, supply: Supply, reservations: Iterable[Reservation] = ()) -> None:
+        self._supply = supply
+        self._counted: dict[str, dict[Shape, _Counted]] = defaultdict(dict)
+        self._taken: dict[str, dict[str, int]] = {}
+        self._touched: dict[str, dict[str, None]] = defaultdict(dict)
+        self._held: dict[str, Shape] = {}
+        self.changes: dict[str, int] = defaultdict(int)
+        """By pool, how often what is left there has changed."""
+        for each in sorted(reservations, key=lambda each: (not each.node, *_hardest(each))):
+            if each.pool in supply.pools:
+                self.take(each.pool, each.shape, each.pods, node=each.node)
+
+    def slots(self, pool: str, shape: Shape, avoid: Set[str] = frozenset()) -> int:
+        """How many pods of the shape fit into the pool, on other nodes than those."""
+        found = self._count(pool, shape)
+        if not avoid:
+            return found.slots
+        spots = found.base.spots
+        return found.slots - sum(found.at(name) for name in avoid if name in spots)
+
+    def take(
+        self, pool: str, shape: Shape, pods: int, avoid: Set[str] = frozenset(), node: str = ""
+    ) -> list[str]:
+        """Give so many pods of the shape room, as far as there is any; the nodes that took them."""
+        found = self._count(pool, shape)
+        resource = self._supply.pools[pool].spec.gpu_resource
+        fitting = [
+            (self.left(name, resource), name)
+            for name in ((node,) if node else found.base.spots)
+            if name in found.base.spots and name not in avoid and found.at(name) > 0
+        ]
+        laid: list[str] = []
+        # A node that has taken a pod has the least room of all: it is filled before the next one is looked at.
+        heapq.heapify(fitting)
+        while pods > 0 and fitting:
+            _, name = heapq.heappop(fitting)
+            count = min(pods, found.at(name))
+            pods -= count
+            laid.append(name)
+            taken = self._taken.setdefault(name, {})
+            for key, each in shape.needs:
+                taken[key] = taken.get(key, 0) + each * count
+        for name in laid:
+            self._change(name)
+        return laid
+
+    def free(self, node: str) -> dict[str, int]:
+        """What is left on the node, by resource."""
+        free = self._supply.free(self._supply.nodes[node])
+        for key, amount in self._taken.get(node, {}).items():
+            if key in free:
+                free[key] = max(0, free[key] - amount)
+        return free
+
+    def left(self, node: str, resource: str) -> int:
+        """What is left of one resource on the node; less than nothing where pods use more than it has."""
+        used = self._supply.used(node).get(resource, 0)
+        taken = self._taken.get(node)
+        if taken:
+            used += taken.get(resource, 0)
+        return self._supply.nodes[node].capacity.get(resource, 0) - used
+
+    def hold(self, pool: str, shape: Shape) -> None:
+        """From now on nothing is given away in the pool by which fewer pods of that shape would fit there."""
+        if not self.slots(pool, shape):
+            return
+        self._held[pool] = shape
+        near = {pool} | {other for _, other in self._supply.overlaps(pool)}
+        for name in near:
+            self._counted[name].clear()
+            self.changes[name] += 1
+        self._touched[pool] = dict.fromkeys(self._supply.members(pool))
+        for other in near - {pool}:
+            shared = (name for name, with_ in self._supply.overlaps(other) if with_ == pool)
+            self._touched[other].update(dict.fromkeys(shared))
+
+    def holds(self, pool: str) -> bool:
+        """Whether the pool is held for somebody."""
+        return pool in self._held
+
+    def slots_unheld(self, pool: str, shape: Shape) -> int:
+        """How many pods of the shape would fit into the pool if nothing were held for anybody."""
+        spots = self._supply.fit(pool, shape).spots
+        return sum(room(self.free(name), shape) for name, spot in spots.items() if spot.slots)
+
+    def _count(self, pool: str, shape: Shape) -> _Counted:
+        known = self._counted[pool].get(shape)
+        if known is None:
+            known = self._counted[pool][shape] = _Counted(self._supply.fit(pool, shape))
+            for name in self._touched.get(pool, ()):
+                self._recount(known, name, shape)
+        return known
+
+    def _recount(self, found: _Counted, name: str, shape: Shape, left: dict[str, int] | None = None) -> None:
+        spot = found.base.spots.get(name)
+        if spot is None or not spot.slots:
+            return
+        free = left if left is not None else self.free(name)
+        slots = room(free, shape)
+        for pool in self._supply.pools_of(name):
+            held = self._held.get(pool)
+            if slots and held is not None and self._supply.fit(pool, held).spots[name].slots:
+                slots = min(slots, room_beside(free, shape, held))
+        found.put(name, slots)
+
+    def _change(self, name: str) -> None:
+        free = self.free(name)
+        for pool in self._supply.pools_of(name):
+            self._touched[pool][name] = None
+            self.changes[pool] += 1
+            for shape, found in self._counted[pool].items():
+                self._recount(found, name, shape, free)
+
+
+def _hardest(each: Reservation) -> tuple[int, str, tuple[tuple[str, int], ...], int]:
+    gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
+    return -gpus, each.pool, each.shape.needs, each.pods

@@ -1,0 +1,103 @@
+"""Whether a node takes a pod, and how many of a kind: as the scheduler would say of readiness, taints, labels, room.
+
+Not looked at: affinity between pods, spread constraints, host ports, devices claimed by ResourceClaims. There the
+scheduler has the last word, and a gang that does not become whole gives its pods back.
+"""
+
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Final
+
+from spot_training.api.job import PodSpec
+from spot_training.control.policies.affinity import matches, required_terms
+from spot_training.control.policies.needs import pod_needs
+from spot_training.control.world import Node, Pool, Shape, Taint, Terms, Toleration
+
+PLACING_EFFECTS: Final = ("NoSchedule", "NoExecute")
+PODS: Final = "pods"
+
+
+def shape_of(
+    pod: PodSpec, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
+) -> Shape:
+    """The shape of a template's pod, or of so many of them that must be on one node."""
+    spec = pod.to_json()
+    needs = {key: value * together for key, value in {**pod_needs(spec), PODS: 1}.items()}
+    return Shape(
+        needs=tuple(sorted(needs.items())),
+        selector=tuple(sorted((spec.get("nodeSelector") or {}).items())),
+        affinity=required_terms(spec),
+        tolerations=_tolerations(spec.get("tolerations") or ()),
+        volumes=volumes,
+        ceiling=ceiling,
+    )
+
+
+def usable(node: Node) -> bool:
+    """Whether the node takes new pods at all."""
+    return node.ready and node.schedulable and node.notice is None
+
+
+def takes(node: Node, pool: Pool, shape: Shape) -> bool:
+    """Whether the node takes the pod, apart from room and volumes."""
+    if not usable(node) or any(node.labels.get(key) != value for key, value in shape.selector):
+        return False
+    taints = [taint for taint in node.taints if taint.effect in PLACING_EFFECTS]
+    if taints:
+        own = _tolerations(each.to_json() for each in pool.spec.tolerations)
+        if not all(_tolerated(taint, (*own, *shape.tolerations)) for taint in taints):
+            return False
+    return matches(shape.affinity, node)
+
+
+def attaches(node: Node, shape: Shape) -> bool:
+    """Whether the pod's volumes can be attached to the node."""
+    return all(matches(terms, node) for terms in shape.volumes)
+
+
+def room(free: Mapping[str, int], shape: Shape) -> int:
+    """How many pods of the shape fit into what is free.
+
+    An extended resource (its name has a ``/``) that the node does not know is not there; of cpu, memory and the
+    like a node always says how much it has, so that one that does not is not asked.
+    """
+    found = None
+    for resource, each in shape.needs:
+        left = free.get(resource)
+        if left is None:
+            if "/" in resource:
+                return 0
+            continue
+        fits = left // each
+        if found is None or fits < found:
+            found = fits
+    return MANY if found is None else max(0, found)
+
+
+def room_beside(free: Mapping[str, int], shape: Shape, other: Shape) -> int:
+    """How many pods of the shape fit into what is free so that as many of ``other`` fit afterwards as before."""
+    kept = room(free, other)
+    if kept in (0, MANY):
+        return room(free, shape)
+    left = {resource: amount - other.need(resource) * kept for resource, amount in free.items()}
+    return room(left, shape)
+
+
+MANY: Final = 1 << 20
+"""Room for a pod that asks for nothing that the node counts."""
+
+
+def _tolerations(said: Iterable[Mapping[str, object]]) -> tuple[Toleration, ...]:
+    keys = ("key", "operator", "value", "effect")
+    return tuple((*(str(each.get(key) or "") for key in keys),) for each in said)  # type: ignore[misc]
+
+
+def _tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:
+    """Whether one of the tolerations covers the taint (Kubernetes: "Taints and Tolerations")."""
+    for key, operator, value, effect in tolerations:
+        if effect not in ("", taint.effect):
+            continue
+        exists = operator == "Exists"
+        if (not key and exists) or (key == taint.key and (exists or value == taint.value)):
+            return True
+    return False

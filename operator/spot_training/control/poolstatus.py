@@ -1,0 +1,137 @@
+"""What a pool's status says, from what is there now and what the status said before. Pure.
+
+- A node belongs to every pool whose selector its labels match. Where pools overlap each counts the node, no GPU is
+  given away twice, and the condition ``Overlapping`` names the other pools.
+- A node whose labels change belongs to its new pool from then on. An attempt that runs on it goes on, in the pool in
+  which it was opened; that pool's condition ``NodesElsewhere`` names the nodes.
+- A pool whose selector matches nothing is not available, for the reason ``NoNodes``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from spot_training.api.model import Condition
+from spot_training.api.pool import GpuCounts, NodeCounts, SpotPoolStatus, Users
+from spot_training.api.times import format_second
+from spot_training.control import conditions
+from spot_training.control.policies.fitting import usable
+from spot_training.control.policies.interruptions import breaker_until, bring_forward, marks_of, next_change
+from spot_training.control.world import Job, Node, Pool
+
+MAX_NAMES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A pool as it is now. ``free``: GPUs by node, after reservations; ``overlaps``: nodes with another pool that
+    has them, too; ``users``: jobs with an open attempt here.
+    """
+
+    members: tuple[Node, ...] = ()
+    free: dict[str, int] | None = None
+    users: tuple[Job, ...] = ()
+    overlaps: tuple[tuple[str, str], ...] = ()
+
+
+def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
+    """The pool's status; conditions and the memory of interruptions carry over from ``pool.status``."""
+    members, free = seen.members, seen.free or {}
+    open_nodes = [node for node in members if usable(node)]
+    total = sum(node.capacity.get(pool.spec.gpu_resource, 0) for node in open_nodes)
+    interruptions = bring_forward(
+        pool.status.interruptions, pool.status.nodes.total, marks_of(members), len(members), now
+    )
+    names = sorted(f"{job.namespace}/{job.name}" for job in seen.users)
+    made = SpotPoolStatus(
+        observed_generation=pool.generation,
+        nodes=NodeCounts(
+            total=len(members),
+            ready=sum(1 for node in members if node.ready),
+            reclaiming=sum(1 for node in members if node.notice is not None),
+        ),
+        gpus=GpuCounts(total=total, free=sum(free.get(node.name, 0) for node in open_nodes)),
+        interruptions=interruptions,
+        jobs=Users(count=len(names), names=names[:MAX_NAMES]),
+        conditions=pool.status.conditions,
+    )
+    with_room = sum(1 for node in open_nodes if free.get(node.name, 0) > 0)
+    return made.model_copy(update={"conditions": _conditions(pool, made, with_room, seen, now)})
+
+
+def next_look(pool: Pool, now: float) -> float:
+    """In how many seconds time alone may change the status."""
+    until = breaker_until(pool, now)
+    soon = next_change(pool.status.interruptions, now)
+    return max(1.0, min(soon, until - now) if until is not None else soon)
+
+
+def _conditions(pool: Pool, made: SpotPoolStatus, with_room: int, seen: Seen, now: float) -> list[Condition]:
+    held = list(made.conditions)
+
+    def put(type_: str, value: bool, reason: str, message: str) -> None:
+        nonlocal held
+        held = conditions.put(held, type_, value, reason, message, pool.generation, now)
+
+    until = breaker_until(Pool(pool.name, pool.spec, status=made), now)
+    if until is not None:
+        text = (
+            f"{made.interruptions.last_hour} interruptions in the last hour, more than maxInterruptionsPerHour "
+            f"{pool.spec.max_interruptions_per_hour}: nothing new is placed here until {format_second(until)}"
+        )
+        put("BreakerOpen", True, "TooManyInterruptions", text)
+    elif pool.spec.max_interruptions_per_hour is not None or conditions.find(held, "BreakerOpen"):
+        put("BreakerOpen", False, "Closed", f"{made.interruptions.last_hour} interruptions in the last hour")
+    if not seen.members:
+        put("Available", False, "NoNodes", "No capacity currently available: no node matches nodeSelector")
+    elif with_room:
+        put("Available", True, "Available", f"Currently available ({with_room})")
+    else:
+        put("Available", False, "NoCapacity", "No capacity currently available")
+    _list(put, held, "Overlapping", "SharedNodes", "NoSharedNodes", _shared(seen))
+    _list(put, held, "NodesElsewhere", "NodesLeft", "NoNodesLeft", _elsewhere(pool, seen))
+    return held
+
+
+def _list(
+    put: Callable[[str, bool, str, str], None],
+    held: Sequence[Condition],
+    type_: str,
+    there: str,
+    none: str,
+    text: str,
+) -> None:
+    """A condition that is only there once it has been true."""
+    if text:
+        put(type_, True, there, text)
+    elif conditions.find(held, type_):
+        put(type_, False, none, "")
+
+
+def _shared(seen: Seen) -> str:
+    if not seen.overlaps:
+        return ""
+    nodes = sorted({node for node, _ in seen.overlaps})
+    others = sorted({other for _, other in seen.overlaps})
+    return (
+        f"{len(nodes)} nodes are also in {_some(others)}: {_some(nodes)}; each pool counts them, and their GPUs are "
+        "given away once"
+    )
+
+
+def _elsewhere(pool: Pool, seen: Seen) -> str:
+    mine = {node.name for node in seen.members}
+    left = {
+        ref.name: job
+        for job in seen.users
+        for ref in (job.status.current.nodes if job.status.current else ())
+        if ref.name not in mine and job.status.current and job.status.current.stop is None
+    }
+    if not left:
+        return ""
+    jobs = sorted({f"{job.namespace}/{job.name}" for job in left.values()})
+    return f"attempts of this pool run on {_some(sorted(left))}, which nodeSelector does not match now: {_some(jobs)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,0 +1,224 @@
+"""What saving and loading cost a program with torch: run where torch is, prints samples as JSON.
+
+The program is a network of linear layers with AdamW, whose state has the size that is asked for. Each trial is a
+process of its own and measures everything once, what it is compared with right beside it, since a machine's speed
+changes from minute to minute.
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from spot_training.train import Training
+from tests.bench.checkpoint import plain
+
+_WIDTH: Final = 2048
+_BATCH: Final = 4
+_BASE_STEPS: Final = 4
+"""Undisturbed steps before each save."""
+
+
+class Program:
+    """A model, its optimizer, and a step; `size` is of the state, in bytes."""
+
+    def __init__(self, megabytes: int) -> None:
+        layer = _WIDTH * (_WIDTH + 1) * 4 * 3  # weights and AdamW's two moments
+        torch.manual_seed(1)
+        self.model = nn.Sequential(
+            *(nn.Linear(_WIDTH, _WIDTH) for _ in range(round(megabytes * 1e6 / layer)))
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        self.data = torch.randn(_BATCH, _WIDTH)
+        self.step()
+        self.size = sum(tensor.nbytes for tensor in self._tensors())
+
+    def step(self) -> None:
+        """One step of training."""
+        self.optimizer.zero_grad()
+        self.model(self.data).square().mean().backward()
+        self.optimizer.step()
+
+    def parts(self) -> dict[str, Any]:
+        """What is saved."""
+        return {"model": self.model, "optimizer": self.optimizer}
+
+    def digest(self) -> float:
+        """A number that tells two states apart."""
+        return float(sum(tensor.double().sum() * (i + 1) for i, tensor in enumerate(self._tensors())))
+
+    def _tensors(self) -> list[torch.Tensor]:
+        moments = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self.model.parameters(), *moments]
+
+
+def measure(directory: Path, megabytes: int, trial: int) -> dict[str, float]:
+    """One trial: figures by name; times are seconds, memory is in states."""
+    program = Program(megabytes)
+    figures: dict[str, float] = {}
+    _stall(program, directory, figures)  # first, since no memory has been given back to the allocator yet
+    for part in (_write, _load)[:: 1 if trial % 2 else -1]:
+        part(program, directory, figures, trial)
+    return figures
+
+
+def _stall(program: Program, directory: Path, figures: dict[str, float]) -> None:
+    """What a save in the background adds, against torch.save in the loop."""
+    training = Training(program.parts(), directory=directory / "stall", background=True)
+    training.load()
+    gc.collect()
+    _reset_peak()
+    _undisturbed(program, training)
+    before = _peak()  # of the steps themselves
+    for stall in ("first_stall", "stall"):  # its buffers are there from the second on
+        base, steps = _undisturbed(program, training), 0
+        began = time.monotonic()
+        save = training.save()
+        figures[stall] = time.monotonic() - began
+        while save.saved is None:
+            program.step()
+            figures[stall] += _seconds(training.step_done)
+            steps += 1
+        figures["added"] = time.monotonic() - began - steps * base
+    figures["memory"] = (_peak() - before) / program.size
+    figures["background"] = save.wait()
+    figures["step"] = base
+    training.close()
+    shutil.rmtree(directory / "stall")
+    figures["torch_save"] = _torch_save(program, directory / "plain.pt")
+
+
+def _undisturbed(program: Program, training: Training) -> float:
+    def step() -> None:
+        program.step()
+        training.step_done()
+
+    return median(_seconds(step) for _ in range(_BASE_STEPS))
+
+
+def _write(program: Program, directory: Path, figures: dict[str, float], trial: int) -> None:
+    """A save at once, against plain writing of as many bytes."""
+    os.sync()
+    training = Training(program.parts(), directory=directory / "write")
+    training.load()
+    training.step += 1
+
+    def save() -> None:
+        figures["write"] = _seconds(lambda: training.save().wait())
+
+    def write_plainly() -> None:
+        figures["write_plain"] = plain.write(directory / "plain", program.size)
+
+    for work in (save, write_plainly)[:: 1 if trial % 2 else -1]:
+        work()
+        plain.drop_from_cache(directory)
+    size = sum(path.stat().st_size for path in (directory / "write").rglob("*.pt"))
+    figures["write_ratio"] = figures["write_plain"] / program.size * size / figures["write"]
+    training.close()
+    (directory / "plain").unlink()
+    shutil.rmtree(directory / "write")
+
+
+def _load(program: Program, directory: Path, figures: dict[str, float], trial: int) -> None:
+    """Loading, against plain reading of as many bytes, with nothing of either in the page cache."""
+    training = Training(program.parts(), directory=directory / "load")
+    training.load()
+    training.step += 1
+    training.save().wait()
+    training.close()
+    expected = program.digest()
+    plain.write(directory / "plain", program.size)
+    program.step()
+    assert program.digest() != expected
+    training = Training(program.parts(), directory=directory / "load")
+
+    def load() -> None:
+        before = _reset_peak()
+        figures["load"] = _seconds(training.load)
+        figures["load_memory"] = (_peak() - before) / program.size
+
+    def read_plainly() -> None:
+        figures["load_plain"] = plain.read(directory / "plain")
+
+    for work in (load, read_plainly)[:: 1 if trial % 2 else -1]:
+        gc.collect()
+        plain.drop_from_cache(directory)
+        work()
+    assert program.digest() == expected, "what was loaded is not what was saved"
+    figures["load_ratio"] = figures["load_plain"] / figures["load"]
+    training.close()
+    (directory / "plain").unlink()
+    shutil.rmtree(directory / "load")
+
+
+def _torch_save(program: Program, path: Path) -> float:
+    """Seconds of what is usual in a loop: torch.save, here with fsync."""
+    began = time.monotonic()
+    state = {name: part.state_dict() for name, part in program.parts().items()}
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - began
+    path.unlink()
+    return seconds
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def _reset_peak() -> int:
+    """Let the peak of this process's memory begin anew; returns what it has now, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--directory", type=Path, required=True)
+    parser.add_argument("--megabytes", type=int, required=True)
+    parser.add_argument("--trials", type=int, default=1)
+    parser.add_argument(
+        "--trial", type=int, help="do this one here; without it, each has a process of its own"
+    )
+    arguments = parser.parse_args()
+    if arguments.trial is not None:
+        logging.getLogger("spot_training.train").addHandler(logging.NullHandler())
+        print(json.dumps(measure(arguments.directory, arguments.megabytes, arguments.trial)))
+        return
+    samples: dict[str, list[float]] = defaultdict(list)
+    for trial in range(arguments.trials):
+        words = [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--trial", str(trial)]
+        output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+        for name, value in json.loads(output).items():
+            samples[name].append(value)
+    print(json.dumps(samples))
+
+
+if __name__ == "__main__":
+    main()

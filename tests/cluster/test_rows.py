@@ -1,0 +1,158 @@
+"""Rows of the classification table on real pods: what API server, kubelet and runtime really say of them.
+
+In each story the first attempt ends in its own way, and the second one well. All are begun together.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import pytest
+
+from tests.cluster.objects import Json, changed
+from tests.cluster.scene import Place, applied, seen, status, wait_for
+from tests.kit import install, volumes
+from tests.kit.kube import get, kubectl
+
+CONTAINER: Final = "spec.template.spec.containers.0"
+WAIT: Final = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
+
+Act = Callable[[Place, str], None]
+
+
+def _nothing(place: Place, name: str) -> None:
+    """The pod ends by itself."""
+
+
+def _running(place: Place, name: str) -> str:
+    """The name of the first attempt's pod, once it runs."""
+    wait_for(
+        place.namespace,
+        name,
+        "runs",
+        lambda: status(place.namespace, name).get("phase") == "Running",
+        timeout=90,
+    )
+    return f"{name}-1-0"
+
+
+def _evict(place: Place, name: str) -> None:
+    pod = _running(place, name)
+    metadata = {"name": pod, "namespace": place.namespace}
+    body = json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+    path = f"/api/v1/namespaces/{place.namespace}/pods/{pod}/eviction"
+    kubectl("create", "--raw", path, "-f", "-", stdin=body)
+
+
+def _delete(place: Place, name: str) -> None:
+    kubectl("-n", place.namespace, "delete", "pod", _running(place, name), "--wait=false")
+
+
+def _mend(place: Place, name: str) -> None:
+    """The node refuses every pod of the template: the user mends that once it has happened."""
+    wait_for(
+        place.namespace, name, "refused", lambda: len(status(place.namespace, name).get("timeline", [])) > 0
+    )
+    row = next(each for each in ROWS if each.name == name)
+    applied(made(place, row, {}))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the first attempt runs, what is done to it, and what it must count as."""
+
+    name: str
+    script: str
+    reason: str
+    counts: tuple[int, int]
+    fields: dict[str, Any] = field(default_factory=dict)
+    act: Act = _nothing
+
+
+ROWS: Final = [
+    Row("row-exit-code", "exit 3", "ExitCode", (0, 1)),
+    Row("row-retryable", "exit 42", "RetryableExit", (1, 0)),
+    Row(
+        "row-preempted",
+        """echo '{"reason":"Preempted"}' > /dev/termination-log; exit 1""",
+        "Preempted",
+        (1, 0),
+    ),
+    Row("row-evicted", WAIT, "Evicted", (1, 0), act=_evict),
+    Row("row-deleted", WAIT, "PodDeleted", (1, 0), act=_delete),
+    Row(
+        "row-refused",
+        "exit 0",
+        "NodeRefused",
+        (1, 0),
+        # Past the scheduler, to a kubelet that has not so many processors.
+        {"spec.template.spec.nodeName": "NODE", f"{CONTAINER}.resources": {"requests": {"cpu": "999"}}},
+        _mend,
+    ),
+    Row(
+        "row-init",
+        "exit 0",
+        "PodFailed",
+        (0, 1),
+        {
+            "spec.template.spec.initContainers": [
+                {
+                    "name": "first",
+                    "image": install.TRAINING_IMAGE,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["sh", "-c", "exit 5"],
+                }
+            ]
+        },
+        _mend,
+    ),
+]
+
+
+def made(place: Place, row: Row, fields: dict[str, Any]) -> Json:
+    script = f'[ "$SPOT_ATTEMPT" = 1 ] || exit 0; {row.script}'
+    backoff = {"initialSeconds": 5, "maxSeconds": 5}
+    recovery = {"backoff": backoff, "retryableExitCodes": [42], "maxFailures": 1000}
+    base = {f"{CONTAINER}.command": ["sh", "-c", script], f"{CONTAINER}.image": install.TRAINING_IMAGE}
+    (node,) = [
+        each["metadata"]["name"] for each in get("nodes", "-l", "spot.training/capacity-type=on-demand")
+    ]
+    there = {key: node if value == "NODE" else value for key, value in fields.items()}
+    return changed(place.job(row.name, recovery=recovery), base | there)
+
+
+@pytest.fixture(scope="module")
+def begun(place: Place) -> Iterator[None]:
+    for row in ROWS:
+        volume = f"{place.names}-{row.name}"
+        volumes.make_volume(volume, "1Mi", claim=(place.namespace, row.name))
+        volumes.make_claim(place.namespace, row.name, volume, "1Mi")
+        applied(made(place, row, row.fields))
+    yield
+    for row in ROWS:
+        kubectl("-n", place.namespace, "delete", "stj", row.name, "--ignore-not-found")
+        kubectl("-n", place.namespace, "delete", "pvc", row.name)
+        volumes.delete_volume(f"{place.names}-{row.name}")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_a_row_on_a_real_pod(begun: None, row: Row, place: Place) -> None:
+    row.act(place, row.name)
+    wait_for(
+        place.namespace,
+        row.name,
+        "ended well",
+        lambda: status(place.namespace, row.name).get("phase") == "Succeeded",
+        timeout=120,
+    )
+    state = status(place.namespace, row.name)
+    told = seen(place.namespace, row.name)
+    assert state["timeline"][0]["reason"] == row.reason, told
+    if row.act is not _mend:
+        assert (state["disruptions"], state["failures"]) == row.counts, told
+    else:
+        # How often the node had refused before it was mended is the machine's pace.
+        assert [count > 0 for count in (state["disruptions"], state["failures"])] == [
+            c > 0 for c in row.counts
+        ], told
