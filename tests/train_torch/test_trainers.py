@@ -16,8 +16,7 @@ from spot_training.train.data import ResumableLoader
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
-@pytest.mark.parametrize("how", [(), ("--background",)])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("world", "how"), [(1, ()), (2, ("--background",))])
 @pytest.mark.parametrize("example", ["lightning_trainer.py", "hf_trainer.py"])
 def test_interrupted_or_not_the_weights_are_bitwise_equal(
     make_job: Callable[..., Any], example: str, world: int, how: tuple[str, ...]
