@@ -1,8 +1,8 @@
 """``spot-training library DIRECTORY``: puts the training library where another container finds it.
 
-In an init container that shares a volume with the training container, it brings the library into an image that does not
-In an init container that shares a volume with the training container, it brings the library into an image that has it
-not: with the path of the volume in ``PYTHONPATH``, ``import spot_training.train`` works there on Python 3.10 and newer.
+In an init container that shares a volume with the training container, it brings the library into an image without it:
+with the path of the volume in ``PYTHONPATH``, ``import spot_training.train`` works there on Python 3.10 and newer.
+"""
 
 from __future__ import annotations
 
