@@ -131,7 +131,7 @@ class Operator:
         while True:
             try:
                 listed = await self.client.get(LISTS["jobs"])
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 logger.warning("the jobs could not be listed, again in 1 s: %r", error)
                 await asyncio.sleep(1.0)
                 continue
