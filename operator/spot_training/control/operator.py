@@ -169,7 +169,7 @@ class Operator:
         while True:
             try:
                 listed = await self.client.get(LISTS[kind])
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 logger.warning("the %s could not be listed, again in 1 s: %r", kind, error)
                 await asyncio.sleep(1.0)
                 continue
