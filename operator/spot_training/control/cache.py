@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
+from spot_training.control.policies.demand import Choice
 from spot_training.control.policies.fitting import PODS, shape_of
-from spot_training.control.policies.placement import Choice
 from spot_training.control.read import (
     is_ready,
     read_agent,

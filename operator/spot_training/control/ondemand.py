@@ -17,8 +17,8 @@ from spot_training.control.policies.budget import (
     pod_deadline,
     share,
 )
+from spot_training.control.policies.demand import Choice, Request
 from spot_training.control.policies.needs import gpus_per_pod
-from spot_training.control.policies.placement import Choice, Request
 from spot_training.control.policies.price import (
     MAX_AVOIDED,
     ceiling_of,

@@ -21,7 +21,7 @@ from spot_training.control.claims import (
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
+from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import QUEUED, starting
 from spot_training.control.suitability import note_proven, unsuited

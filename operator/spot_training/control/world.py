@@ -14,7 +14,7 @@ from spot_training.api.pool import SpotPoolSpec, SpotPoolStatus
 from spot_training.api.status import SpotTrainingJobStatus
 
 if TYPE_CHECKING:
-    from spot_training.control.policies.placement import Choice
+    from spot_training.control.policies.demand import Choice
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ from spot_training.api.times import parse_time
 from spot_training.control.act import Action, CreatePod, DeletePod, actions
 from spot_training.control.draft import Plan
 from spot_training.control.plan import plan
+from spot_training.control.policies.demand import Choice, Request, Waiting
 from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.fitting import shape_of
-from spot_training.control.policies.placement import Choice, Request, Waiting, place
+from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
 from spot_training.control.world import (
     Accepted,
