@@ -68,6 +68,7 @@ def main() -> None:
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
+            ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
             logging_steps=10,
         )
         torch.manual_seed(arguments.seed)

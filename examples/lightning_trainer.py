@@ -78,6 +78,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
+    # One pod is a node to Lightning, which has a name of its own for its number.
+    os.environ.setdefault("NODE_RANK", os.environ.get("RANK", "0"))
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     inputs = torch.randn(EXAMPLES, WIDTH)
     loader = ResumableLoader(

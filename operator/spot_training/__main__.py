@@ -1,4 +1,4 @@
-"""``spot-training operator`` and ``spot-training agent``."""
+"""``spot-training operator``, ``spot-training agent`` and ``spot-training library``."""
 
 import sys
 
@@ -15,7 +15,11 @@ def main(argv: list[str] | None = None) -> int:
         from spot_training.node.main import main as run_agent
 
         return run_agent(words[1:])
-    print("usage: spot-training {operator|agent} [--help]", file=sys.stderr)  # noqa: T201
+    if command == "library":
+        from spot_training.train.deliver import main as deliver
+
+        return deliver(words[1:])
+    print("usage: spot-training {operator|agent|library} [--help]", file=sys.stderr)  # noqa: T201
     return 0 if command in ("-h", "--help") else 2
 
 

@@ -41,9 +41,10 @@ def torch_tests(installed: None) -> Iterator[subprocess.Popen[str]]:
     words = [
         *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpu-shares=128"),
         *("--volume", f"{install.ROOT}:/src:ro", "--workdir", "/src", "--env", "PYTHONPATH=/src/operator"),
-        install.TRAINING_IMAGE,
+        *("--env", "HOME=/tmp"),
+        install.torch_tests_image(),
         *(
-            "python3",
+            "/opt/venv/bin/python",
             "-m",
             "pytest",
             "--durations=5",

@@ -21,6 +21,7 @@ NAMESPACE: Final = "spot-training"
 RELEASE: Final = "spot-training-operator"
 OPERATOR_IMAGE: Final = "spot-training-operator:dev"
 TRAINING_IMAGE: Final = "spot-training-example:dev"
+TORCH_TESTS_IMAGE: Final = "spot-training-torch-tests:dev"
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "spot-training-operator"
 
@@ -39,6 +40,13 @@ def training_image() -> None:
     """Build the example's image and have all workers hold it."""
     build_image(TRAINING_IMAGE, ROOT / "examples" / "Dockerfile", ROOT)
     load_image(TRAINING_IMAGE)
+
+
+def torch_tests_image() -> str:
+    """Build the image of the torch tests: the example, Lightning and transformers. No node needs it."""
+    directory = ROOT / "tests" / "train_torch"
+    build_image(TORCH_TESTS_IMAGE, directory / "Dockerfile", directory, {"BASE": TRAINING_IMAGE})
+    return TORCH_TESTS_IMAGE
 
 
 def chart(image: str, **values: str) -> None:

@@ -13,7 +13,6 @@ INTERRUPTIONS, STEPS = 20, 120
 @pytest.mark.parametrize(
     ("example", "world", "how"),
     [
-        ("train.py", 1, ()),
         ("train.py", 1, ("--background",)),
         ("train.py", 4, ("--background",)),
         ("fsdp.py", 4, ("--background",)),

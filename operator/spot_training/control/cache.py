@@ -240,6 +240,7 @@ class Cache:
             pods=self.pods_of(job.uid),
             nodes=self.nodes.items,
             pools=self.pools.items,
+            members=self.supply.by_pool,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),

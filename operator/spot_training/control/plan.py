@@ -74,6 +74,7 @@ def _count(draft: Draft) -> None:
         return
     _count_lost(draft)
     spending.close(draft)
+    ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)
     if end.cls == "Completed":
@@ -99,7 +100,6 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
-            ondemand.note_not_started(draft)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
@@ -274,7 +274,6 @@ def _place(draft: Draft) -> None:
         draft.asks.add(Ask.PLACEMENT)
         return
     draft.wake(choice.wake_at)
-    ondemand.note_search(draft, wanted, choice)
     if choice.anywhere:
         off = {}
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None

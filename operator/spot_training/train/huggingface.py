@@ -129,11 +129,10 @@ class Preemptible(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if self._written is None:
             return {}
         files = (path for path in sorted(self._written.iterdir()) if path.name not in _NOT_READ)
-        mine = (
-            f"{_OF_ONE_RANK}_{torch.distributed.get_rank()}.pth" if self._several else f"{_OF_ONE_RANK}.pth"
-        )
+        rank = torch.distributed.get_rank() if self._several else 0
+        mine = {f"{_OF_ONE_RANK}.pth", f"{_OF_ONE_RANK}_{rank}.pth"}
         wanted = [
-            path for path in files if (path.name == mine if own else not path.name.startswith(_OF_ONE_RANK))
+            path for path in files if (path.name in mine if own else not path.name.startswith(_OF_ONE_RANK))
         ]
         return {path.name: _mapped(path) for path in wanted}
 

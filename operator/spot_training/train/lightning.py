@@ -61,6 +61,8 @@ class Preemptible(Callback):  # type: ignore[misc,unused-ignore]
                 f"the strategy {type(trainer.strategy).__name__} is not supported: use one device or DDP, or "
                 "spot_training.train.Training in a loop of your own"
             )
+        # Lightning's handler of SIGTERM speaks with the other ranks from within, whatever these are doing just then.
+        trainer._signal_connector.register_signal_handlers = _leave_signals_alone
         connector = trainer._checkpoint_connector
         total = trainer.max_steps if trainer.max_steps and trainer.max_steps > 0 else None
         self.training = self._make({"lightning": (connector.dump_checkpoint, self._keep)}, total_steps=total)
@@ -108,6 +110,10 @@ class Preemptible(Callback):  # type: ignore[misc,unused-ignore]
 
     def _keep(self, checkpoint: dict[str, Any]) -> None:
         self._loaded = checkpoint
+
+
+def _leave_signals_alone() -> None:
+    """In place of what would take them from `Training`."""
 
 
 @contextlib.contextmanager
