@@ -24,7 +24,7 @@ from tests.unit.node import metadata
 from tests.unit.node.google import QUIET, Server
 
 TRIALS: Final = 1000
-NODES: Final = 100
+NODES: Final = 200
 LONG_POLL_TRIALS: Final = 60
 LONG_POLL_NODES: Final = 30
 MASS: Final = 200
@@ -62,8 +62,10 @@ async def polled(report: Report, trials: int = TRIALS) -> None:
     chance = random.Random(SEED)
 
     async def repeat(member: Member, guest: GuestAgent) -> None:
+        # Spread over the length of a trial: nodes that began together would go on together.
+        await asyncio.sleep(chance.uniform(0.0, COLD_SECONDS))
         while len(whole) < trials:
-            await asyncio.sleep(chance.random())
+            await asyncio.sleep(chance.uniform(COLD_SECONDS, COLD_SECONDS + 4.0))
             began = guest.reclaim(NOTICE_SECONDS)
             await cordoned(member)
             assert member.cordoned_at is not None and guest.answered is not None
@@ -71,7 +73,6 @@ async def polled(report: Report, trials: int = TRIALS) -> None:
             after_answer.append(member.cordoned_at - guest.answered)
             guest.withdraw()
             await member.until("the end of the cordon", lambda: not member.cordoned)
-            await asyncio.sleep(COLD_SECONDS)
 
     async with members("bench-polled", NODES) as (_, chosen), guest_agents(chosen) as guests:
         sources = [eci(str(guest.socket)) for guest in guests]
@@ -88,11 +89,12 @@ async def long_polled(report: Report, trials: int = LONG_POLL_TRIALS) -> None:
     chance = random.Random(SEED)
 
     async def repeat(member: Member, server: Server) -> None:
+        await asyncio.sleep(chance.uniform(0.0, COLD_SECONDS))
         while len(samples) < trials:
+            await asyncio.sleep(chance.uniform(COLD_SECONDS, COLD_SECONDS + 4.0))
             async with asyncio.timeout(60):
                 while server.waiting < 2:  # noqa: ASYNC110 - a counter of the server's, not an event
                     await asyncio.sleep(0.05)
-            await asyncio.sleep(chance.random())
             began = time.monotonic()
             await server.change("preempted", "TRUE")
             await cordoned(member)
@@ -100,7 +102,6 @@ async def long_polled(report: Report, trials: int = LONG_POLL_TRIALS) -> None:
             samples.append(member.cordoned_at - began)
             await server.change("preempted", QUIET["preempted"])
             await member.until("the end of the cordon", lambda: not member.cordoned)
-            await asyncio.sleep(COLD_SECONDS)
 
     async with members("bench-waiting", LONG_POLL_NODES) as (_, chosen), AsyncExitStack() as stack:
         servers = [Server() for _ in chosen]

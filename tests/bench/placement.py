@@ -11,8 +11,9 @@ import time
 
 from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.api.pool import SpotPoolSpec
+from spot_training.control.policies.demand import Choice, Key, Request, Waiting
 from spot_training.control.policies.fitting import shape_of
-from spot_training.control.policies.placement import Choice, Key, Request, Waiting, place
+from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
 from spot_training.control.world import Node, Pool, Shape
 from tests.bench.report import Report

@@ -233,8 +233,8 @@ WRONG_POOLS: list[Row] = [
         "spec.tolerations",
         "must have at most 16 items",
     ),
-    ({"spec.provisioning": "Autoscaled"}, "spec.provisioning", "not available in this version; use Static"),
-    ({"spec.maxInterruptionsPerHour": 3}, "spec.maxInterruptionsPerHour", LEAVE_OUT),
+    ({"spec.provisioning": "Sometimes"}, "spec.provisioning", 'supported values: "Static", "Autoscaled"'),
+    ({"spec.maxInterruptionsPerHour": 0}, "spec.maxInterruptionsPerHour", "greater than or equal to 1"),
 ]
 
 
@@ -404,8 +404,8 @@ def test_a_pool_with_everything(unique: str) -> None:
             {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}
         ],
         gpuResource="amd.com/gpu",
-        provisioning="Static",
-        maxInterruptionsPerHour=None,
+        provisioning="Autoscaled",
+        maxInterruptionsPerHour=3,
         nodeDeletionMeansGone=True,
     )
     try:

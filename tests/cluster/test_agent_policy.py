@@ -4,10 +4,8 @@ The token is a real one, bound to a running agent's pod, as the kubelet would pr
 """
 
 import asyncio
-import base64
 import json
 import secrets
-import ssl
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -19,11 +17,10 @@ from spot_training.cluster.client import (
     STRATEGIC_PATCH,
     ApiError,
     Client,
-    Connection,
     core_path,
     node_path,
 )
-from tests.kit import install, layout
+from tests.kit import install, layout, reach
 from tests.kit.kube import get, kubectl
 
 Request = tuple[str, str, Any, str]
@@ -67,12 +64,9 @@ def sleepers() -> Iterator[dict[str, str]]:
 
 def as_agent(token: str, method: str, path: str, body: Any = None, kind: str = MERGE_PATCH) -> str:
     """One request with nothing but the token; `done`, or the API server's words."""
-    cluster = json.loads(kubectl("config", "view", "--raw", "-o", "json"))["clusters"][0]["cluster"]
-    authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-    connection = Connection(cluster["server"], ssl.create_default_context(cadata=authority), token=token)
 
     async def ask() -> str:
-        async with Client(connection) as client:
+        async with Client(reach.bearer(token)) as client:
             try:
                 await client.request(method, path, body, content_type=kind)
             except ApiError as error:

@@ -113,7 +113,7 @@ STORIES: Final = [
                 {f"{TEMPLATE}.containers.0.resources": {"limits": {"nvidia.com/gpu": 5}}},
             ),
         ],
-        "NoCapacity",
+        "GangTooLarge",
         ("1 pods of 5 nvidia.com/gpu do not fit", "free on 1 nodes, room for 0", CAPACITY_NEXT),
         lambda p: applied(p.job("no-room")),
     ),
@@ -125,7 +125,7 @@ STORIES: Final = [
         ],
         "NoCapacity",
         # No pool is named, so every spot pool is tried, and no on-demand one.
-        ("spot-a: none of its 2 nodes", "template's nodeSelector", CAPACITY_NEXT),
+        ("spot-a", "none of its 2 nodes", "template's nodeSelector", CAPACITY_NEXT),
         lambda p: applied(p.job("no-node-for-the-template")),
     ),
     Story(

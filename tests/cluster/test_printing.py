@@ -15,7 +15,20 @@ ANNOTATION_LIMIT = 262_144
 """All annotations of an object together have this much room (Kubernetes: `TotalAnnotationSizeLimitB`)."""
 JOB_COLUMNS = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "SPENT", "AGE"]
 WIDE_COLUMNS = [*JOB_COLUMNS[:-1], "FAILURES", "ATTEMPT", "WHY", "AGE"]
-POOL_COLUMNS = ["NAME", "TYPE", "NODES", "READY", "RECLAIMING", "GPUS", "FREE", "PRICE", "AVAILABLE", "AGE"]
+POOL_COLUMNS = [
+    "NAME",
+    "TYPE",
+    "NODES",
+    "READY",
+    "RECLAIMING",
+    "GPUS",
+    "FREE",
+    "JOBS",
+    "PRICE",
+    "RATE",
+    "AVAILABLE",
+    "AGE",
+]
 
 
 def printed(*words: str) -> list[list[str]]:
@@ -69,7 +82,7 @@ def test_pools_say_what_they_have(word: str, unique: str) -> None:
         head, row = printed("get", word, name)
         assert head == POOL_COLUMNS
         nothing = "No capacity currently available: no node matches nodeSelector"
-        assert row[:-1] == [name, "Spot", "0", "0", "0", "0", "0", "1.20", nothing]
+        assert row[:-1] == [name, "Spot", "0", "0", "0", "0", "0", "0", "1.20", "0.020", nothing]
     finally:
         kubectl("delete", "spotpool", name, "--ignore-not-found")
 

@@ -21,6 +21,7 @@ REPOSITORY, TAG = install.OPERATOR_IMAGE.split(":")
 
 RECEIVER: Final = """
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-ThreadingHTTPServer(("0.0.0.0", %d), Handler).serve_forever()
+ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
 """
 
 COMMAND: Final = """
@@ -92,7 +93,7 @@ def receiver(called: str) -> dict[str, Any]:
         "name": "main",
         "image": install.OPERATOR_IMAGE,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["python3", "-c", RECEIVER % PORT],
+        "command": ["python3", "-c", RECEIVER, str(PORT)],
     }
     return pod(called, {"hostNetwork": True, "containers": [container]})
 

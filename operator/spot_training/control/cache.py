@@ -13,8 +13,8 @@ from decimal import Decimal
 from typing import Any, Generic, TypeVar
 
 from spot_training.control.index import JobIndex, Key, Reserved
+from spot_training.control.policies.demand import Choice
 from spot_training.control.policies.fitting import PODS, shape_of
-from spot_training.control.policies.placement import Choice
 from spot_training.control.read import (
     is_ready,
     read_agent,
@@ -240,6 +240,7 @@ class Cache:
             pods=self.pods_of(job.uid),
             nodes=self.nodes.items,
             pools=self.pools.items,
+            members=self.supply.by_pool,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),

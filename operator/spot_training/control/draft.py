@@ -11,7 +11,7 @@ from spot_training.api.pool import SpotPoolSpec
 from spot_training.api.status import Current, Interruption, SpotTrainingJobStatus
 from spot_training.api.times import format_time, parse_time
 from spot_training.control import conditions
-from spot_training.control.policies.placement import Request
+from spot_training.control.policies.demand import Request
 from spot_training.control.world import Ask, Job, Node, Pod, Pool, World
 
 MAX_TIMELINE = 20

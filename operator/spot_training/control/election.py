@@ -87,7 +87,7 @@ class Election:
     ) -> None:
         self._client = client
         self._leases = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
-        self._name = name
+        self._namespace, self._name = namespace, name
         self._me = me
         self._timing = timing or Timing()
         self._clock = clock
@@ -159,7 +159,7 @@ class Election:
                     await self._write()
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
             self._known = False
-            logger.warning("the Lease %s: %r", self._name, error)
+            logger.warning("no word about the Lease %s/%s: %r", self._namespace, self._name, error)
         return self._decision()
 
     def _decision(self) -> Decision:
@@ -183,7 +183,8 @@ class Election:
         try:
             self._take(await self._put(holding(self._me, before, time.time(), self._timing)))
         except ApiError as error:
-            if error.code not in (_NOT_FOUND, _CONFLICT):
+            # Not found, where one was to be created, is its namespace.
+            if error.code != _CONFLICT and not (error.code == _NOT_FOUND and self._raw is not None):
                 raise
             self._known = False
             return False
@@ -216,4 +217,4 @@ class Election:
                     await self._put(released(record, time.time()))
                     logger.info("%s has given the Lease back", self._me)
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            logger.warning("the Lease %s was not given back: %r", self._name, error)
+            logger.warning("the Lease %s/%s was not given back: %r", self._namespace, self._name, error)

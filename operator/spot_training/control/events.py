@@ -45,7 +45,8 @@ class Announcer:
             try:
                 self._queue.put_nowait(self._event(about, story, now))
             except asyncio.QueueFull:
-                logger.warning("event dropped, too many are pending: %s %s", about["name"], story.reason)
+                key = about["namespace"], about["name"]
+                logger.warning("event dropped, too many are pending: %s %s", key, story.reason)
 
     async def run(self) -> None:
         """Post until cancelled."""

@@ -10,7 +10,7 @@
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import kopf
@@ -66,10 +66,22 @@ def settings() -> kopf.OperatorSettings:
     return made
 
 
-async def watch(operator: Operator, liveness: str | None, stop: asyncio.Event) -> None:
-    """Bring the operator everything that is there and that happens, until ``stop`` is set or a signal comes."""
+async def watch(
+    operator: Operator, liveness: str | None, stop: asyncio.Event, ended: Callable[[], object]
+) -> None:
+    """Bring the operator everything that is there and that happens, until ``stop`` is set or a signal comes.
+
+    ``ended`` is called when nothing comes any more. That is before this returns: kopf then waits five seconds for tasks
+    that it takes for its own, and whoever still acts would act on what is no longer so.
+    """
+
+    async def cleanup(**_: Any) -> None:
+        ended()
+
+    made = registry(operator)
+    kopf.on.cleanup(id="ended", registry=made)(cleanup)
     await kopf.operator(
-        registry=registry(operator),
+        registry=made,
         settings=settings(),
         clusterwide=True,
         standalone=True,

@@ -91,7 +91,7 @@ async def _beside(operator: Operator, work: Callable[[], Awaitable[None]], liven
 
     heeding = asyncio.create_task(heed_signals())
     try:
-        await watch(operator, liveness, stop)
+        await watch(operator, liveness, stop, working.cancel)
     finally:
         heeding.cancel()
         working.cancel()

@@ -68,6 +68,12 @@ class Metrics:
         self._failures = Counter(
             "spot_operator_failures", "Attempts ended by the program", ["reason", "pool"], registry=registry
         )
+        self._unstarted = Counter(
+            "spot_operator_unstarted",
+            "Attempts that did not come to run: not whole in time, refused, or not to be started",
+            ["reason", "pool"],
+            registry=registry,
+        )
         self._attempts = Counter("spot_operator_attempts", "Attempts opened", ["pool"], registry=registry)
         self._recovery = Histogram(
             "spot_operator_recovery_seconds",
@@ -137,6 +143,8 @@ class Metrics:
                     self._disruptions.labels(reason, pool).inc()
                 case Counted(cls="Failure", reason=reason, pool=pool):
                     self._failures.labels(reason, pool).inc()
+                case Counted(cls="NotStarted", reason=reason, pool=pool):
+                    self._unstarted.labels(reason, pool).inc()
                 case Opened(pool=pool):
                     self._attempts.labels(pool).inc()
                 case Recovered(pool=pool, seconds=seconds):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal
 
-from spot_training.api.status import Interruption, SpotTrainingJobStatus
+from spot_training.api.status import Current, Interruption, SpotTrainingJobStatus
 from spot_training.control.conditions import find, is_true
 from spot_training.control.draft import moment
 from spot_training.control.policies.classify import DISRUPTION_REASONS, POD_STATUS_REASONS, RETRYABLE
@@ -26,15 +26,18 @@ DISRUPTIONS: Final[Set[str]] = frozenset(
     }
 )
 FAILURES: Final[Set[str]] = frozenset({"DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed"})
+NOT_STARTED: Final[Set[str]] = frozenset(
+    {"NodeLeft", "PodRefused", "PodsRefused", "ProvisionTimeout", "SpecChanged", "StartError", "TooDear"}
+)
 OTHER: Final = "Other"
 """Runtimes, kubelets and whoever sets DisruptionTarget may bring words of their own; a label takes none of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """An attempt ended and was counted. ``reason`` is one of the closed table's of its class, or ``Other``."""
+    """An attempt ended and counts here. ``reason`` is one of the closed table's of its class, or ``Other``."""
 
-    cls: Literal["Disruption", "Failure"]
+    cls: Literal["Disruption", "Failure", "NotStarted"]
     reason: str
     pool: str
 
@@ -119,6 +122,8 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
         found.append(Counted("Disruption", reason, ended.pool))
     if ended is not None and after.failures > before.failures:
         found.append(Counted("Failure", _known(_reason(after, ended.attempt), FAILURES), ended.pool))
+    if ended is not None and ended.end is None and (why := _unstarted(ended, after)) is not None:
+        found.append(Counted("NotStarted", _known(why, NOT_STARTED), ended.pool))
     opened = after.current
     if opened is not None and opened.attempt > (ended.attempt if ended else 0):
         found.append(Opened(opened.pool))
@@ -142,6 +147,14 @@ def _stopped_for(status: SpotTrainingJobStatus) -> str:
 def _reason(after: SpotTrainingJobStatus, attempt: int) -> str:
     """Why the attempt ended. The write that ends it may open the next one, so its ``end`` may be gone already."""
     return next((entry.reason for entry in after.timeline if entry.attempt == attempt), "")
+
+
+def _unstarted(ended: Current, after: SpotTrainingJobStatus) -> str | None:
+    """Why the attempt that was open did not come to run, if it has ended so; the next may be open already."""
+    now = after.current
+    if now is not None and now.attempt == ended.attempt:
+        return now.end.reason if now.end is not None and now.end.cls == "NotStarted" else None
+    return ended.stop.cause if ended.stop is not None and ended.stop.cls == "NotStarted" else None
 
 
 def _known(reason: str, table: Set[str]) -> str:

@@ -1,5 +1,6 @@
 """On-demand machines standing in where no spot pool has room: when, for how much, and how long. Pure."""
 
+from collections.abc import Collection
 from decimal import Decimal
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
@@ -16,9 +17,8 @@ from spot_training.control.policies.budget import (
     pod_deadline,
     share,
 )
-from spot_training.control.policies.fate import belongs
+from spot_training.control.policies.demand import Choice, Request
 from spot_training.control.policies.needs import gpus_per_pod
-from spot_training.control.policies.placement import Choice, Request
 from spot_training.control.policies.price import (
     MAX_AVOIDED,
     ceiling_of,
@@ -87,8 +87,8 @@ def _no_spot_since(draft: Draft) -> float:
     return moment(known) or draft.now
 
 
-def _members(draft: Draft, pool: Pool) -> list[Node]:
-    return [node for node in draft.world.nodes.values() if belongs(node, pool)]
+def _members(draft: Draft, pool: Pool) -> Collection[Node]:
+    return draft.world.members.get(pool.name, {}).values()
 
 
 def _unpaid(draft: Draft, pool: Pool) -> tuple[str, str] | None:
@@ -227,7 +227,7 @@ def limits(job: Job, world: World, now: float) -> tuple[int | None, tuple[str, .
     if made.capacity_type == "OnDemand" and made.price is not None:
         agreed = Decimal(made.price)
         ceiling = agreed if ceiling is None else min(agreed, ceiling)
-    members = (node for node in world.nodes.values() if belongs(node, pool)) if ceiling is not None else ()
+    members = world.members.get(pool.name, {}).values()
     return _limit(job, world, now), tuple(dearer_nodes(members, pool, world.prices, ceiling)[:MAX_AVOIDED])
 
 
@@ -303,20 +303,29 @@ def _stop_for_money(draft: Draft) -> None:
     stop_attempt(draft, "BudgetExhausted", "Released", message, deadline)
 
 
-def note_not_started(draft: Draft) -> None:
-    """A spot pool that takes a gang and does not let it start is no room either: the wait has begun with it."""
-    known = draft.status.fallback is not None or terms_of(draft.current).capacity_type == "OnDemand"
-    if not known and draft.job.spec.on_demand.policy == "WhenNoSpot":
-        remember(draft, no_spot_since=draft.current.opened_at)
+def note_ended(draft: Draft) -> None:
+    """What the end of an attempt on spot machines means to the wait for them: where they ran, it begins anew; a
+    pool that takes a gang and does not let it start is no room, so there it has begun with the attempt.
+    """
+    current, end = draft.current, draft.current.end
+    if terms_of(current).capacity_type == "OnDemand" or end is None:
+        return
+    if current.running_at is not None:
+        draft.set(fallback=None)
+    elif end.reason == "ProvisionTimeout" and draft.job.spec.on_demand.policy == "WhenNoSpot":
+        known = draft.status.fallback.no_spot_since if draft.status.fallback else None
+        remember(draft, no_spot_since=known or current.opened_at)
 
 
 def settle(draft: Draft) -> None:
     """What the rest of the plan means to the fallback: on spot machines again, or not on on-demand ones any more."""
     current, fallback = draft.status.current, draft.status.fallback
+    if fallback is not None and draft.job.spec.suspend:
+        draft.set(fallback=None)
     if current is None:
         return
     on_demand = terms_of(current).capacity_type == "OnDemand"
-    if fallback is not None and not on_demand and current.running_at is not None:
+    if fallback is not None and not on_demand and current.running_at is not None and current.end is None:
         draft.set(fallback=None)
     if current.end is not None or not on_demand:
         if draft.status.fallback is not None:

@@ -15,7 +15,8 @@ from dataclasses import replace
 from typing import Final
 
 from spot_training.control.cache import Cache
-from spot_training.control.policies.placement import Choice, Request, Waiting, place
+from spot_training.control.policies.demand import Choice, Request, Waiting
+from spot_training.control.policies.placement import place
 from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]

@@ -21,7 +21,7 @@ from spot_training.control.claims import (
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.placement import USUAL_INTERVAL_SECONDS
+from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS
 from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import QUEUED, starting
 from spot_training.control.suitability import note_proven, unsuited
@@ -74,6 +74,7 @@ def _count(draft: Draft) -> None:
         return
     _count_lost(draft)
     spending.close(draft)
+    ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)
     if end.cls == "Completed":
@@ -99,7 +100,6 @@ def _count(draft: Draft) -> None:
         _retry_after(draft, unstarted_streak(draft, end.reason))
         if end.reason == "ProvisionTimeout":
             _demote(draft, current.pool, end.reason)
-            ondemand.note_not_started(draft)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
@@ -273,7 +273,6 @@ def _place(draft: Draft) -> None:
         draft.asks.add(Ask.PLACEMENT)
         return
     draft.wake(choice.wake_at)
-    ondemand.note_search(draft, wanted, choice)
     if choice.anywhere:
         off = {}
     never = never_on_one_node(draft, list(choice.refused)) if choice.pool is None else None

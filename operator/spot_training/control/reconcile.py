@@ -22,7 +22,7 @@ from spot_training.control.metrics import Metrics
 from spot_training.control.placer import Placer
 from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import read_terms
-from spot_training.control.policies.placement import Choice
+from spot_training.control.policies.demand import Choice
 from spot_training.control.read import seconds
 from spot_training.control.world import Accepted, Ask, Job, Refusal
 

@@ -163,6 +163,11 @@ class Supply:
             found[resource] = max(0, amount - taken)
         return found
 
+    @property
+    def by_pool(self) -> Mapping[str, Mapping[str, Node]]:
+        """The nodes of every pool, by its name and theirs."""
+        return self._members
+
     def members(self, pool: str) -> Mapping[str, Node]:
         """The nodes that the pool's selector matches, by name."""
         return self._members.get(pool, {})

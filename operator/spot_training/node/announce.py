@@ -29,10 +29,16 @@ MOST_UNDER_WAY: Final = 32
 """A source whose notices come and go could otherwise pile up messages to a server that does not answer."""
 
 SPREAD_SECONDS: Final = 1.0
-"""A node's Events wait for some part of this: where many nodes go at once, the API server takes the cordons first."""
+"""What can wait waits for some part of this, drawn by each agent for itself: where many nodes go at once, the API
+server has their cordons to take first."""
 
 FLUSH_SECONDS: Final = 3.0
 """So long may what is under way still take when the agent is told to stop: kubelet gives it five."""
+
+
+def lot() -> float:
+    """One agent's part of ``SPREAD_SECONDS``."""
+    return random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
 
 
 class Outlet(Protocol):
@@ -50,12 +56,16 @@ class Announcer:
     def __init__(self, settings: Settings, client: Client, outlets: Sequence[Outlet] = ()) -> None:
         self._settings, self._client, self._outlets = settings, client, outlets
         self._tasks: set[asyncio.Task[None]] = set()
-        self._wait = random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
+        # After what the drain asks for, which has the first of these seconds.
+        self._wait = SPREAD_SECONDS + lot()
 
-    def tell(self, reason: str, note: str, *, notice: str, now: float, warning: bool = False) -> None:
+    def tell(
+        self, reason: str, note: str, *, notice: str, now: float, warning: bool = False, at_once: bool = False
+    ) -> None:
         """Post one Event: ``now`` is its time, ``notice`` the id of what it is about."""
         if not self._settings.dry_run:
-            self._start(self._post(reason, note, notice, now, warning), notice)
+            wait = 0.0 if at_once else self._wait
+            self._start(self._post(reason, note, notice, now, warning, wait), notice)
 
     def send(self, message: Message, now: float) -> None:
         """Send one message to each outlet that wants its occasion."""
@@ -89,7 +99,9 @@ class Announcer:
         if not task.cancelled() and (error := task.exception()):
             log.error("telling failed", exc_info=error)
 
-    async def _post(self, reason: str, note: str, notice: str, now: float, warning: bool) -> None:
+    async def _post(
+        self, reason: str, note: str, notice: str, now: float, warning: bool, wait: float
+    ) -> None:
         node, end = self._settings.node, f" (notice {notice})"
         event: Json = {
             "apiVersion": "events.k8s.io/v1",
@@ -105,7 +117,8 @@ class Announcer:
             # As kubelet does: a node's events are looked up by the name in the place of the UID.
             "regarding": {"apiVersion": "v1", "kind": "Node", "name": node, "uid": node},
         }
-        await asyncio.sleep(self._wait)
+        if wait:
+            await asyncio.sleep(wait)
         try:
             await self._client.create(EVENTS, event)
         except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:

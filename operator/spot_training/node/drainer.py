@@ -6,7 +6,7 @@ from typing import Final
 
 from spot_training.api.times import format_time
 from spot_training.cluster.client import Client
-from spot_training.node.announce import Announcer
+from spot_training.node.announce import Announcer, lot
 from spot_training.node.drain import Action, Asked, leaving, next_actions, refused
 from spot_training.node.logs import fields
 from spot_training.node.message import Message, Occasion
@@ -63,6 +63,7 @@ class Drainer:
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._began = False
         self._lists = 0
+        self._apart = lot()
         self._warned: set[str] = set()
         self._empty_since: float | None = None
 
@@ -93,7 +94,8 @@ class Drainer:
                 extra=fields(notice=goal.notice.id, deadline=goal.deadline and format_time(goal.deadline)),
             )
             self._lists = self._pods.lists
-            self._pods.refresh()
+            # What the watch has told is acted upon now; whether it has told all is asked a moment later.
+            asyncio.get_running_loop().call_later(self._apart, self._pods.refresh)
         if not self._pods.lists:
             return None
         waiting = leaving(self._pods.all())
@@ -154,7 +156,9 @@ class Drainer:
                 f"what these pods keep in emptyDir volumes on this node is lost with them: {_names(losing)}"
             )
             log.warning(note, extra=fields(notice=goal.notice.id))
-            self._announcer.tell("LocalDataLost", note, notice=goal.notice.id, now=now, warning=True)
+            self._announcer.tell(
+                "LocalDataLost", note, notice=goal.notice.id, now=now, warning=True, at_once=True
+            )
 
     def _judge(self, goal: Active, waiting: list[Pod], now: float) -> None:
         """Find out how far the drain is, and tell where that has changed."""

@@ -20,6 +20,7 @@ from typing import Final
 from tests.bench.checkpoint.crashes import Crashes, record_program, try_crashes
 from tests.bench.checkpoint.damage import damage_trials
 from tests.bench.checkpoint.kills import kill_trials
+from tests.bench.checkpoint.outages import OPTIONS, record_saves, try_outages
 from tests.bench.report import ROOT, Report
 from tests.kit import engine, install
 from tests.kit.images import build_image
@@ -58,6 +59,21 @@ def crashes(report: Report, arguments: argparse.Namespace, directory: Path) -> N
     report.value("crash_torn_loads", len(found.torn_loads), "loads", "= 0")
     report.value("crash_older_than_acknowledged", len(found.older_than_acknowledged), "loads", "= 0")
     report.value("crash_not_loaded", len(found.not_loaded), "loads", "= 0")
+
+
+def outages(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
+    chance = random.Random(arguments.seed)
+    found = Crashes()
+    for options in OPTIONS:
+        place = directory / options
+        place.mkdir()
+        events = record_saves(place, options)
+        try_outages(events, place, options, chance, arguments.outages // len(OPTIONS), found)
+    _show(found.torn_loads, found.older_than_acknowledged, found.not_loaded)
+    report.value("outage_states", found.states, "states", ">= 1000")
+    report.value("outage_torn_loads", len(found.torn_loads), "loads", "= 0")
+    report.value("outage_older_than_acknowledged", len(found.older_than_acknowledged), "loads", "= 0")
+    report.value("outage_not_loaded", len(found.not_loaded), "loads", "= 0")
 
 
 def damage(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
@@ -105,7 +121,7 @@ def interruptions(report: Report, arguments: argparse.Namespace, directory: Path
 
 
 _PARTS: Final[dict[str, Callable[[Report, argparse.Namespace, Path], None]]] = {
-    part.__name__: part for part in (kills, crashes, damage, speed, interruptions)
+    part.__name__: part for part in (kills, crashes, outages, damage, speed, interruptions)
 }
 
 
@@ -143,7 +159,8 @@ def main() -> int:
     )
     parser.add_argument("parts", nargs="*", choices=[[], *_PARTS], default=[], help="all unless named")
     parser.add_argument("--kills", type=int, default=2000)
-    parser.add_argument("--crashes", type=int, default=20_000, help="crash states to draw; many are alike")
+    parser.add_argument("--crashes", type=int, default=15_000, help="crash states to draw; many are alike")
+    parser.add_argument("--outages", type=int, default=1000, help="power failures below ext4; needs root")
     parser.add_argument("--damages", type=int, default=2000)
     parser.add_argument("--megabytes", type=int, default=500, help="size of the state that is saved")
     parser.add_argument("--trials", type=int, default=7, help="of what is measured in seconds")

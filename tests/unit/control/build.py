@@ -12,8 +12,10 @@ from spot_training.api.times import parse_time
 from spot_training.control.act import Action, CreatePod, DeletePod, actions
 from spot_training.control.draft import Plan
 from spot_training.control.plan import plan
+from spot_training.control.policies.demand import Choice, Request, Waiting
+from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.fitting import shape_of
-from spot_training.control.policies.placement import Choice, Request, Waiting, place
+from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
 from spot_training.control.world import (
     Accepted,
@@ -132,6 +134,10 @@ class Scene:
             pods=tuple(self.pods.values()),
             nodes=self.nodes,
             pools=self.pools,
+            members={
+                name: {each.name: each for each in self.nodes.values() if belongs(each, made)}
+                for name, made in self.pools.items()
+            },
             prices=self.prices,
             claim=self.claim,
             claim_user=self.claim_user,

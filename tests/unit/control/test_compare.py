@@ -77,7 +77,7 @@ async def test_what_is_there_stays_and_sets_nothing_in_motion(operator: Operator
 
 
 @pytest.mark.parametrize(
-    ("kind", "looks"), [("nodes", 1), ("pods", 1), ("jobs", 0), ("pools", 0), ("claims", 0)]
+    ("kind", "looks"), [("nodes", 1), ("pods", 1), ("jobs", 0), ("pools", 0), ("claims", 1)]
 )
 async def test_what_is_gone_is_forgotten_and_its_job_is_looked_at(
     operator: Operator, lists: Lists, kind: str, looks: int

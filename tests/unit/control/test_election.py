@@ -219,6 +219,22 @@ async def test_a_container_that_is_started_again_need_not_wait_for_itself(field:
     assert field.lease["leaseTransitions"] == 0
 
 
+async def test_a_namespace_that_is_not_there_is_said_so(
+    field: Field, caplog: pytest.LogCaptureFixture
+) -> None:
+    field.server.fault = lambda request: (
+        refusal(404, "NotFound", 'namespaces "spot" not found') if request.method == "POST" else None
+    )
+    one = field.enter("one")
+    complaint = (
+        """no word about the Lease spot/leader: ApiError('404 NotFound: namespaces "spot" not found')"""
+    )
+    await field.until("it is said", lambda: complaint in caplog.text)
+    assert not one.acting
+    field.server.fault = lambda _: None
+    await field.until("one leads", lambda: one.acting)
+
+
 async def test_a_failure_of_the_work_ends_the_process_and_gives_the_lease_back(field: Field) -> None:
     one = Candidate(field.client, "one", [])
     one.failure = RuntimeError("a defect")

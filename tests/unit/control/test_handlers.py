@@ -108,7 +108,7 @@ async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int = 1
             server.put("spottrainingjobs", raw)
         operator = Operator(client, Metrics())
         operator.rest()
-        watching = asyncio.create_task(watch(operator, None, asyncio.Event()))
+        watching = asyncio.create_task(watch(operator, None, asyncio.Event(), lambda: None))
         following = asyncio.create_task(operator.follow())
         try:
             async with asyncio.timeout(30):

@@ -379,7 +379,7 @@ class FencedMachine(Machine):
 
 
 # `make soak` runs many more than `make test`, and not the same each time.
-RUNS = int(os.environ.get("SPOT_TRAINING_RUNS", "250"))
+RUNS = int(os.environ.get("SPOT_TRAINING_RUNS", "180"))
 SETTINGS = settings(
     max_examples=RUNS, stateful_step_count=40, derandomize="SPOT_TRAINING_RUNS" not in os.environ
 )

@@ -13,10 +13,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from spot_training.control.metrics import Metrics
 from tests.unit.control.objects import raw_node
-from tests.unit.control.server import Server, serving
+from tests.unit.control.server import Server, refusal, serving
 from tests.unit.control.test_handlers import unnumbered
 
 ROOT = Path(__file__).parents[3]
@@ -93,6 +94,28 @@ async def test_told_to_go_it_gives_the_lease_back_and_ends_well(
         assert server.get("leases", "leader", "spot")["spec"]["holderIdentity"] == two.name
         for said in (one.log.read_text(), two.log.read_text()):
             assert "Traceback" not in said and "Hung" not in said, said
+
+
+async def test_one_whose_watches_have_ended_hands_over_and_ends_with_an_error(tmp_path: Path) -> None:
+    """Kopf gives up where a list itself is answered with 410: a page of it came too late."""
+    async with cluster(tmp_path) as (server, begun):
+        begun.append(one := Process(server, tmp_path))
+        await one.until_said("leads now")
+
+        def expired(request: web.Request) -> web.StreamResponse | None:
+            listing = request.path.endswith("/nodes") and "watch" not in request.query
+            return refusal(410, "Expired", "the continue token is too old") if listing else None
+
+        server.fault = expired
+        server.break_watches()
+        server.put("nodes", server.get("nodes", "a1"))
+        server.compact()
+        assert await one.ended() == 1
+        assert "the continue token is too old" in one.log.read_text()
+        assert server.get("leases", "leader", "spot")["spec"]["holderIdentity"] == ""
+        server.fault = lambda _: None
+        begun.append(two := Process(server, tmp_path))
+        await two.until_said("leads now")
 
 
 async def test_without_the_crds_it_says_what_to_do(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ async def test_what_was_written_is_read_from_the_port(server: tuple[Metrics, int
     assert sample(seen, "disruptions_total", reason="Other", pool="a") == 2
     assert sample(seen, "failures_total", reason="OOMKilled", pool="a") == 1
     assert sample(seen, "failures_total", reason="Other", pool="a") == 1
-    assert (sample(seen, "attempts_total", pool="a"), sample(seen, "attempts_total", pool="b")) == (2, 1)
+    assert (sample(seen, "attempts_total", pool="a"), sample(seen, "attempts_total", pool="b")) == (3, 2)
+    assert sample(seen, "unstarted_total", reason="ProvisionTimeout", pool="a") == 1
+    assert sample(seen, "unstarted_total", reason="Other", pool="a") == 1
     assert sample(seen, "recovery_seconds_count", pool="a") == 3
     assert sample(seen, "recovery_seconds_sum", pool="a") == 84
     assert sample(seen, "recovery_seconds_bucket", pool="a", le="60.0") == 3

@@ -90,7 +90,22 @@ TABLE: dict[str, tuple[Json, Json, list[Observation]]] = {
     "it gives its pods back": (
         {"current": current(1)},
         {"current": current(1, **end("NotStarted", "ProvisionTimeout"))},
-        [],
+        [Counted("NotStarted", "ProvisionTimeout", "a")],
+    ),
+    "and the same write opens the next one": (
+        {"current": current(1, stop={"cause": "NodeLeft", "class": "NotStarted", "at": at(9)})},
+        {"current": current(2, "b")},
+        [Counted("NotStarted", "NodeLeft", "a"), Opened("b")],
+    ),
+    "it has ended long ago": (
+        {"current": current(1, **end("NotStarted", "StartError"))},
+        {"current": current(2)},
+        [Opened("a")],
+    ),
+    "a new word for not starting": (
+        {"current": current(1)},
+        {"current": current(1, **end("NotStarted", "job-7 on node-12"))},
+        [Counted("NotStarted", "Other", "a")],
     ),
     "it is suspended": (
         {"current": current(1)},

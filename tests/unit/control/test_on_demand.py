@@ -173,6 +173,36 @@ def test_running_on_spot_forgets_the_wait() -> None:
     assert scene.status.fallback is None
 
 
+def test_after_a_reclamation_the_wait_is_as_long_as_at_first() -> None:
+    scene = fallback()
+    spot_is_back(scene)
+    running(scene)
+    scene.now += 5000
+    for name in ("a1", "a2"):
+        scene.mark(name, dataclasses.replace(reclaim(), deadline=scene.now + 60))
+    scene.run()
+    scene.exit(143, ended_at=scene.now + 5).run(5)
+    lost = scene.now
+    assert scene.counts == (1, 0)
+    while scene.current.attempt == 1:
+        assert scene.now < lost + 700, scene.status
+        scene.run(30)
+    assert scene.current.pool == "b"
+    assert 600 <= scene.now - lost < 660
+
+
+def test_a_job_that_is_suspended_does_not_wait() -> None:
+    scene = fallback()
+    scene.step()
+    scene.edit(suspend=True)
+    scene.step(5000)
+    scene.edit(suspend=False)
+    scene.step()
+    assert scene.status.current is None, "it waits anew for ten minutes"
+    scene.step(600)
+    assert scene.current.pool == "b"
+
+
 def test_spot_comes_first_wherever_the_on_demand_pool_stands_in_the_list() -> None:
     scene = fallback(pools=["b", "a"], onDemand={"afterSeconds": 0})
     spot_is_back(scene)

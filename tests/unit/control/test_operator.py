@@ -8,7 +8,7 @@ import pytest
 from spot_training.cluster.client import Client
 from spot_training.control.metrics import Metrics
 from spot_training.control.operator import Operator
-from spot_training.control.policies.placement import Request
+from spot_training.control.policies.demand import Request
 from tests.unit.control.objects import raw_job, raw_node
 from tests.unit.control.sim import Sim
 

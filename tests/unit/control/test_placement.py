@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from spot_training.api.pool import InterruptionCount, Interruptions, NodeCounts, SpotPoolStatus
 from spot_training.api.times import format_second
+from spot_training.control.policies.demand import Choice, Key, Request, Waiting
 from spot_training.control.policies.fitting import room, room_beside, shape_of
 from spot_training.control.policies.needs import amount, pod_needs
-from spot_training.control.policies.placement import MAX_PROVISIONING, Choice, Key, Request, Waiting, place
+from spot_training.control.policies.placement import MAX_PROVISIONING, place
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
 from spot_training.control.world import Node, Pool, Reservation

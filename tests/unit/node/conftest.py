@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 import pytest
 
+from spot_training.node import announce
 from tests.unit.node.api import Api, running
 from tests.unit.node.virtual import VirtualLoop
 from tests.unit.node.working import NODE, POOL
@@ -16,6 +17,12 @@ async def api() -> AsyncIterator[Api]:
     async with running(Api()) as cluster:
         cluster.add_node(NODE, taints=[POOL])
         yield cluster
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One node's Events need not be spread."""
+    monkeypatch.setattr(announce, "SPREAD_SECONDS", 0.0)
 
 
 Scenario = Callable[[Api], Coroutine[None, None, None]]

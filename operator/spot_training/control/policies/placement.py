@@ -13,164 +13,24 @@ in a pool. Nobody who runs is stopped for a job that waits.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import Final
 
-from spot_training.api.job import PodSpec
 from spot_training.api.times import format_second
 from spot_training.control.ledger import Ledger
 from spot_training.control.policies.affinity import describe
+from spot_training.control.policies.demand import Choice, Key, Request, Verdict, Waiting
 from spot_training.control.policies.fitting import room
 from spot_training.control.policies.interruptions import breaker_until, interruption_rate
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
-from spot_training.control.world import Reservation, Shape, Terms
-
-Key = tuple[str, str]
-
-USUAL_INTERVAL_SECONDS: Final = 1800
-"""Between two checkpoints, where the job does not say."""
+from spot_training.control.world import Reservation, Shape
 
 MAX_PROVISIONING: Final = 4
 """Gangs that wait at a time for an autoscaler to bring one pool nodes: more would only ask for the same machines."""
 
 LACKS: Final = ("NoCapacity", "HeldForAnother", "GangTooLarge")
 """Reasons that an autoscaler may mend."""
-
-REASONS: Final = (
-    "NoCapacity",
-    "HeldForAnother",
-    "BudgetExhausted",
-    "OnDemandLater",
-    "BreakerOpen",
-    "PoolAvoided",
-    "TooDear",
-    "NoPrice",
-    "GangTooLarge",
-    "OnDemandNotAllowed",
-    "PoolNotFound",
-)
-"""Why there is no pool for a job; the first that is true of one of its pools is the condition's reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a gang needs.
-
-    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
-    its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
-    off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
-    for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes that cost more for an hour are not
-    used; ``interval``: seconds between its checkpoints.
-    """
-
-    replicas: int
-    pod: PodSpec
-    pools: Sequence[str] = ()
-    last: frozenset[str] = frozenset()
-    one_node: bool = False
-    volumes: tuple[Terms, ...] = ()
-    avoid: frozenset[str] = frozenset()
-    queued: bool = False
-    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    ceiling: Decimal | None = None
-    interval: int = USUAL_INTERVAL_SECONDS
-
-    def same(self, other: "Request") -> bool:
-        """Whether what is decided for the other holds for this one: sentences may tell of another moment."""
-        words = {name: word for name, (word, _) in self.refused.items()}
-        others = {name: word for name, (word, _) in other.refused.items()}
-        return words == others and replace(self, refused={}) == replace(other, refused={})
-
-    @property
-    def together(self) -> int:
-        """How many of its pods must be on one node."""
-        return self.replicas if self.one_node else 1
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job that waits for a pool; ``shape``: of its pods, or of all of them together where they need one node."""
-
-    key: Key
-    uid: str
-    created: float
-    priority: int
-    request: Request
-    shape: Shape
-
-    @property
-    def pods(self) -> int:
-        """How many of the shape it needs."""
-        return 1 if self.request.one_node else self.request.replicas
-
-    @property
-    def order(self) -> tuple[int, float, str]:
-        """Whose turn it is: the least first."""
-        return -self.priority, self.created, self.uid
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why a pool was not chosen: one of ``REASONS``, and a sentence."""
-
-    reason: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What was decided for a job.
-
-    ``pool``: None: it waits. ``refused``: of each pool that was tried why it was not chosen, in the order of trying;
-    ``later``: pools that would have come after the chosen one; ``node``: the one node for all pods, where the gang
-    needs one; ``provisioned``: an autoscaler has to make nodes for it; ``anywhere``: also on nodes that it wanted to
-    keep off; ``wake_at``: when time alone may change the decision.
-    """
-
-    request: Request
-    pool: str | None
-    refused: Mapping[str, Verdict]
-    later: Mapping[str, str] = field(default_factory=dict)
-    node: str = ""
-    why: str = ""
-    provisioned: bool = False
-    anywhere: bool = False
-    wake_at: float | None = None
-
-    @property
-    def reason(self) -> str:
-        """Why there is no pool, in a word."""
-        found = {verdict.reason for verdict in self.refused.values()}
-        return next((reason for reason in REASONS if reason in found), "PoolNotFound")
-
-    @property
-    def kinds(self) -> tuple[object, ...]:
-        """What makes the decision another than before; how much is free here and there does not."""
-        return self.pool, tuple((name, verdict.reason) for name, verdict in self.refused.items())
-
-    @property
-    def message(self) -> str:
-        """Every pool with its reason, for people; pools with the same reason together."""
-        groups: dict[str, list[str]] = {}
-        for name, verdict in self.refused.items():
-            groups.setdefault(verdict.text, []).append(name)
-        return "; ".join(
-            f"{', '.join(names)}: {text}" if names[0] else text for text, names in groups.items()
-        )
-
-    @property
-    def chosen(self) -> str:
-        """The pool that was chosen, why, and of every other one why not."""
-        made = f"pool {self.pool}"
-        if self.refused:
-            made += f" (passed over: {self.message})"
-        if self.why:
-            made += f"; {self.why}"
-        if self.later:
-            made += f"; after it: {', '.join(name + why for name, why in self.later.items())}"
-        return made
 
 
 def place(
