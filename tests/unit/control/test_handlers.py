@@ -1,4 +1,4 @@
-"""Kopf against a small API server: what it does not tell, what it must not write, and what it must not multiply."""
+"""The watches against a small API server: what they do not tell, what must not be written, and not be multiplied."""
 
 import asyncio
 import copy
@@ -111,9 +111,12 @@ async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int = 1
         watching = asyncio.create_task(watch(operator, None, asyncio.Event(), lambda: None))
         following = asyncio.create_task(operator.follow())
         try:
+            made = Cluster(server, operator)
             async with asyncio.timeout(30):
                 await operator.listed.wait()
-            yield Cluster(server, operator)
+            cache = operator.cache
+            await made.until("all seen", lambda: len(cache.jobs.items) == jobs and bool(cache.pools.items))
+            yield made
         finally:
             for each in (following, watching):
                 each.cancel()
