@@ -67,6 +67,7 @@ lint: venv
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+	@$(PY) -m mypy --python-version 3.10 operator/spot_training/train  # in users' images
 	@PYTHONPATH=operator $(VENV)/bin/lint-imports 2>&1 | tail -n 9
 	@$(RUN) -m spot_training.api.schema --check crds
 

@@ -60,11 +60,11 @@ def waiting(known: dict[Shape, Shape]) -> list[Waiting]:
                 "checkpoint": {"mountPath": "/c", "claimName": "c"},
             }
         )
-        request = Request(spec.replicas, spec.template.spec, spec.pools)
+        priority = chance.choice((0, 0, 0, 10, 100))
+        request = Request(spec.replicas, spec.template.spec, spec.pools, priority=priority)
         shape = shape_of(spec.template.spec)
         key = ("ns", f"job{number}")
-        about = (key, f"uid{number}", NOW - number, chance.choice((0, 0, 0, 10, 100)))
-        made.append(Waiting(*about, request, known.setdefault(shape, shape)))
+        made.append(Waiting(key, f"uid{number}", NOW - number, request, known.setdefault(shape, shape)))
     return made
 
 

@@ -73,7 +73,8 @@ def test_a_reclaimed_node_costs_no_step() -> None:
     ]
     assert [reason for reason in wanted if reason not in told] == [], told
     table = kubectl("get", "spottrainingjobs", "reclaimed")
-    assert table.splitlines()[0].split() == ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "AGE"]
+    columns = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "SPENT", "AGE"]
+    assert table.splitlines()[0].split() == columns
     assert table.splitlines()[1].split()[:6] == [
         "reclaimed",
         "Succeeded",

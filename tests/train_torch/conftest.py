@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import torch._dynamo
+import torch.distributed.fsdp  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-INTERRUPTIONS, STEPS = 20, 120
+INTERRUPTIONS, STEPS = 20, 240
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,12 @@ def test_twenty_random_interruptions_change_no_bit(
         number = chance.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
         rank = chance.randrange(world)
         # A kill loses what came after the last save: let there be one, each eight steps, most times.
-        ranks = job.interrupt(min(resumed + chance.randint(1, 10), STEPS - 10), number, rank)
+        ranks = job.interrupt(resumed + chance.randint(1, 10), number, rank)
         ends = [each.end() for each in ranks]
         if number != signal.SIGKILL:
             assert [code for code, _ in ends] == [143] * world, ends
-        report = ranks[0].report()
-        resumed = report["checkpointStep"] or resumed
-        assert resumed < STEPS, "interrupted before its end"
+        # Not what was told last: a save that has just ended may have been told to nobody.
+        saved = (job.directory / "checkpoints").glob("*/step-*/manifest.json")
+        resumed = max((int(each.parent.name.removeprefix("step-")) for each in saved), default=0)
+        assert resumed + 10 < STEPS, "interrupted before its end"
     assert job.finish() == expected

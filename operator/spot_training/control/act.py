@@ -145,6 +145,9 @@ def _stop(pod: Pod, deadline: float | None, now: float) -> DeletePod | None:
     if deadline is None:
         return None if pod.deleting else DeletePod(pod.name, pod.uid)
     grace = max(1, int(deadline - now - DEADLINE_MARGIN_SECONDS))
+    if pod.budget_seconds is not None:
+        # No more than its own is paid for, however late the machine goes.
+        grace = min(grace, pod.grace)
     if not pod.deleting:
         return DeletePod(pod.name, pod.uid, grace)
     # A grace can only be shortened, and a second of rounding is not worth a request.

@@ -61,7 +61,8 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     known = {ref.index for ref in current.nodes}
     bound = [pod for pod in pods.values() if pod.node and pod.index not in known]
-    if not bound or not (len(bound) + len(known) == draft.job.replicas or current.started_at or current.stop):
+    whole = len(bound) + len(known) == draft.job.replicas
+    if not bound or not (whole or current.started_at or current.stop or spending.is_paid(current)):
         return
     made = [
         AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
@@ -189,7 +190,7 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
         if fate is not None and fate.fate is Fate.SILENT:
             draft.wake(fate.changes_at)
         if pod is None or pod.removed:
-            if current.started_at is None and not lost:
+            if current.started_at is None and not lost and not spending.may_run_unseen(draft, index, pod):
                 continue
             if not draft.world.live:
                 draft.asks.add(Ask.LIVE_PODS)

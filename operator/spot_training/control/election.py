@@ -157,7 +157,7 @@ class Election:
                 if self._renewed is None or not self._known or not await self._write():
                     await self._read()
                     await self._write()
-        except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             self._known = False
             logger.warning("no word about the Lease %s/%s: %r", self._namespace, self._name, error)
         return self._decision()
@@ -216,5 +216,5 @@ class Election:
                 if record is not None and record.holder == self._me:
                     await self._put(released(record, time.time()))
                     logger.info("%s has given the Lease back", self._me)
-        except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             logger.warning("the Lease %s/%s was not given back: %r", self._namespace, self._name, error)

@@ -55,7 +55,7 @@ class Announcer:
             path = core_path(event["metadata"]["namespace"], "events")
             try:
                 await self._client.create(path, event)
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 logger.info("event not posted (%s): %s", error, event["message"])
 
     def _event(self, about: dict[str, str], story: Story, now: float) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""The watches, by kopf, and why so little of it:
+"""The watches of jobs and pools, by kopf, and why so little of it:
 
-- Only ``index`` and ``event`` handlers. Daemons, timers and delete handlers would put finalizers on objects, and
-  create/update handlers would write annotations on them; a stopped operator must not be in anybody's way.
-- ``index`` handlers feed the caches while kopf lists; kopf calls no ``event`` handler before everything has been
-  listed, so nothing is decided on half a world. They return nothing: the index itself stays empty.
+- Only ``event`` handlers. Daemons, timers and delete handlers would put finalizers on objects, and create/update
+  handlers would write annotations on them; a stopped operator must not be in anybody's way. ``index`` handlers hold
+  back all events until everything is indexed, in a time that grows with the square of what there is.
+- So nothing here says when all has been listed: a new leader lists jobs and pools itself.
 - What is listed comes with no type of event. An object for which that happens a second time was listed anew, as
   after a watch that expired (410): what went meanwhile is in no list and in no event, and is looked for.
 """
@@ -20,14 +20,11 @@ from spot_training.control.operator import Operator
 
 
 def registry(operator: Operator) -> kopf.OperatorRegistry:
-    """Kopf's handlers: an index handler that feeds the caches, and an event handler that does the same later."""
+    """Kopf's handlers: one for the events of each kind."""
     made = kopf.OperatorRegistry()
     resources: dict[str, tuple[Any, ...]] = {
         "jobs": (GROUP, VERSION, JOB_PLURAL),
         "pools": (GROUP, VERSION, POOL_PLURAL),
-        "nodes": ("", "v1", "nodes"),
-        "claims": ("", "v1", "persistentvolumeclaims"),
-        "pods": ("", "v1", "pods"),
     }
     kopf.on.login(id="pod", registry=made)(kopf.login_with_service_account)
     kopf.on.login(id="by-hand", registry=made)(kopf.login_with_kubeconfig)
@@ -37,18 +34,12 @@ def registry(operator: Operator) -> kopf.OperatorRegistry:
 
 
 def _register(made: kopf.OperatorRegistry, operator: Operator, kind: str, resource: tuple[Any, ...]) -> None:
-    async def feed(body: Mapping[str, Any], **_: Any) -> None:
-        operator.take(kind, None, body)
-
     async def event(event: Mapping[str, Any], memo: kopf.Memo, **_: Any) -> None:
-        # kopf calls this only once all kinds are listed, and there is always a node.
-        operator.listed.set()
         operator.take(kind, event["type"], event["object"])
         if event["type"] is None and memo.get("seen"):
             operator.relisted(kind)
         memo["seen"] = True
 
-    kopf.index(*resource, id=f"feed-{kind}", registry=made)(feed)
     kopf.on.event(*resource, id=f"event-{kind}", registry=made)(event)
 
 
@@ -75,10 +66,14 @@ async def watch(
     that it takes for its own, and whoever still acts would act on what is no longer so.
     """
 
+    async def startup(**_: Any) -> None:
+        operator.watching.set()
+
     async def cleanup(**_: Any) -> None:
         ended()
 
     made = registry(operator)
+    kopf.on.startup(id="begun", registry=made)(startup)
     kopf.on.cleanup(id="ended", registry=made)(cleanup)
     await kopf.operator(
         registry=made,

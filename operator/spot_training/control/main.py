@@ -53,13 +53,12 @@ async def run(
             prices = _prices(operator, price_file) if price_file else None
 
             async def work() -> None:
-                await operator.listed.wait()
-                if prices is not None:
-                    await prices.first()
                 async with asyncio.TaskGroup() as group:
-                    if prices is not None:
-                        group.create_task(prices.run(operator.prices_changed))
                     group.create_task(operator.follow())
+                    await operator.listed.wait()
+                    if prices is not None:
+                        await prices.first()
+                        group.create_task(prices.run(operator.prices_changed))
                     group.create_task(election.run(operator.lead))
 
             await _beside(operator, work, liveness)
@@ -85,7 +84,7 @@ async def _beside(operator: Operator, work: Callable[[], Awaitable[None]], liven
 
     async def heed_signals() -> None:
         # kopf has set its own handlers by then. Its end takes seconds, in which it would let the work go on.
-        await operator.listed.wait()
+        await operator.watching.wait()
         for each in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(each, working.cancel)
 

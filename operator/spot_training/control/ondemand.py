@@ -261,7 +261,7 @@ def ended_by_budget(draft: Draft, pods: dict[int, Pod]) -> bool:
         return False
     if any(pod.exit is not None and pod.exit.at < over for pod in failed if pod not in told):
         return False
-    _stop_for_money(draft)
+    _stop_for_money(draft, pods)
     return True
 
 
@@ -270,7 +270,7 @@ def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
     refs = {ref.index: ref for ref in current.nodes}
     missing = any(index not in pods or pods[index].removed for index in range(draft.job.replicas))
     if missing and current.started_at is None and _limit(draft.job, draft.world, draft.now) == 0:
-        _stop_for_money(draft)
+        _stop_for_money(draft, pods)
         return
     meters = []
     for index in range(draft.job.replicas):
@@ -286,20 +286,25 @@ def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
                 accepted + limit if accepted is not None and limit is not None else None,
             )
         )
-    at = must_stop_at(meters, _left(draft), grace_seconds(draft.job, draft.pool) + LEAD_SECONDS, draft.now)
+    at = must_stop_at(meters, _left(draft), _grace(draft, pods) + LEAD_SECONDS, draft.now)
     if at is not None and draft.now >= at:
-        _stop_for_money(draft)
+        _stop_for_money(draft, pods)
     else:
         draft.wake(at)
 
 
-def _stop_for_money(draft: Draft) -> None:
+def _grace(draft: Draft, pods: dict[int, Pod]) -> int:
+    """The grace that the pods were made with, and their money was reserved for; an edit since changes nothing."""
+    return max((pod.grace for pod in pods.values()), default=grace_seconds(draft.job, draft.pool))
+
+
+def _stop_for_money(draft: Draft, pods: dict[int, Pod]) -> None:
     spec = draft.job.spec
     message = f"onDemand.maxCost, {spec.on_demand.max_cost}, is used up when the pods have stopped"
     stopping = f"Stopping attempt {draft.current.attempt} on on-demand pool {draft.current.pool}: {message}"
     draft.tell("BudgetExhausted", stopping, type_="Warning")
     draft.condition("BudgetExhausted", True, "BudgetExhausted", message)
-    deadline = draft.now + grace_seconds(draft.job, draft.pool) + DEADLINE_MARGIN_SECONDS
+    deadline = draft.now + _grace(draft, pods) + DEADLINE_MARGIN_SECONDS
     stop_attempt(draft, "BudgetExhausted", "Released", message, deadline)
 
 

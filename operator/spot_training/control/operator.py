@@ -3,14 +3,18 @@
 A standby takes everything in as the leader does, so that it can take over at once, and sets nothing in motion: its
 dispatchers are closed. A new leader looks at every job and pool, for what changed while nobody led was told to nobody.
 
+Kopf watches what is ours, jobs and pools (see :mod:`spot_training.control.handlers`); nodes, pods and claims are
+followed directly: tens of thousands of pods would cost a hundred times more by way of kopf, which gives each object a
+task and each event a handler's whole context.
+
 A deletion that happened while a watch was broken is never told. So the caches are compared with fresh lists every few
-minutes and after each time that kopf had to list again, and a missing pod is looked up before it means anything.
+minutes and after each time that a watch had to list again, and a missing pod is looked up before it means anything.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Set
 from typing import Any, Final, cast
 
 import aiohttp
@@ -18,6 +22,7 @@ from pydantic import ValidationError
 
 from spot_training.api.names import API_VERSION, JOB_PLURAL, POOL_PLURAL
 from spot_training.cluster.client import ApiError, Client
+from spot_training.cluster.reflect import LISTED, LISTING, reflect
 from spot_training.control.cache import Cache, Store
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
@@ -41,6 +46,8 @@ LISTS: Final = {
     "claims": "/api/v1/persistentvolumeclaims",
     "pods": "/api/v1/pods",
 }
+FOLLOWED: Final = ("nodes", "claims", "pods")
+"""What does not come through kopf."""
 
 
 class Operator:
@@ -50,7 +57,11 @@ class Operator:
         self.client = client
         self.metrics = metrics
         self.cache = Cache()
+        self.watching = asyncio.Event()
+        """Kopf has started."""
         self.listed = asyncio.Event()
+        """All that is followed has been listed once."""
+        self._listed: set[str] = set()
         self.announcer = Announcer(client, socket.gethostname())
         self.reconciler = Reconciler(
             client,
@@ -99,9 +110,31 @@ class Operator:
 
     async def follow(self) -> None:
         """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
-        for kind in LISTS:
+        for kind in LISTS.keys() - set(FOLLOWED):
             self.lists.add_after(kind, RESYNC_SECONDS)
-        await self.lists.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.lists.run())
+            for kind in FOLLOWED:
+                group.create_task(self._follow(kind))
+
+    async def _follow(self, kind: str) -> None:
+        store = self._store(kind)
+        # What was known as a list began, and what has come by in it. Only what was there before can be a ghost.
+        before: dict[Any, Any] | None = None
+        there: set[Any] = set()
+        async for type_, raw in reflect(self.client, LISTS[kind], relist_seconds=RESYNC_SECONDS):
+            if type_ == LISTING:
+                before, there = dict(store.items), set()
+            elif type_ == LISTED:
+                self._bury(kind, before or {}, there)
+                before = None
+                self._listed.add(kind)
+                if len(self._listed) == len(FOLLOWED):
+                    self.listed.set()
+            else:
+                if before is not None:
+                    there.add(store.key(raw))
+                self.take(kind, type_, raw)
 
     async def lead(self) -> None:
         """Act, until cancelled."""
@@ -128,16 +161,20 @@ class Operator:
 
     async def _catch_up(self) -> None:
         """What the former leader wrote last may not have come yet: GPUs that it gave away would be given again."""
+        for kind in ("pools", "jobs"):
+            for raw in await self._list(kind):
+                self.take(kind, None, raw)
+
+    async def _list(self, kind: str) -> list[Mapping[str, Any]]:
         while True:
             try:
-                listed = await self.client.get(LISTS["jobs"])
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError) as error:
-                logger.warning("the jobs could not be listed, again in 1 s: %r", error)
+                listed = await self.client.get(LISTS[kind])
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                logger.warning("the %s could not be listed, again in 1 s: %r", kind, error)
                 await asyncio.sleep(1.0)
                 continue
-            for raw in listed["items"]:
-                self.take("jobs", None, raw)
-            return
+            items: list[Mapping[str, Any]] = listed["items"]
+            return items
 
     def relisted(self, kind: str) -> None:
         """Kopf has listed anew, as after a watch that expired: what is not in that list is gone, and nobody says so."""
@@ -145,25 +182,33 @@ class Operator:
 
     async def _compare(self, kind: Hashable) -> float:
         """Compare a cache with a fresh list; returns in how many seconds to do it again."""
-        stores: dict[Hashable, Store[Any]] = {
+        name = str(kind)
+        store = self._store(name)
+        # Only what was there before the list was made can be a ghost.
+        before = dict(store.items)
+        listed = await self.client.get(LISTS[name])
+        for raw in listed["items"]:
+            self.take(name, "MODIFIED", raw)
+        self._bury(name, before, {store.key(raw) for raw in listed["items"]})
+        return RESYNC_SECONDS
+
+    def _store(self, kind: str) -> Store[Any]:
+        stores: dict[str, Store[Any]] = {
             "jobs": self.cache.jobs,
             "pools": self.cache.pools,
             "nodes": self.cache.nodes,
             "claims": self.cache.claims,
             "pods": self.cache.pods,
         }
-        store, name = stores[kind], str(kind)
-        # Only what was there before the list was made can be a ghost.
-        before = dict(store.items)
-        listed = await self.client.get(LISTS[name])
-        for raw in listed["items"]:
-            self.take(name, "MODIFIED", raw)
-        there = {store.key(raw) for raw in listed["items"]}
+        return stores[kind]
+
+    def _bury(self, kind: str, before: Mapping[Any, Any], there: Set[Any]) -> None:
+        """Forget what was known before a list was made, is not in it, and is known no better since."""
+        store = self._store(kind)
         for key, known in before.items():
             if key not in there and store.items.get(key) is known:
                 logger.warning("%s %s is gone, and no watch said so", kind, key)
-                self._forget(name, key, known)
-        return RESYNC_SECONDS
+                self._forget(kind, key, known)
 
     def _forget(self, kind: str, key: Any, known: Any) -> None:
         match kind:

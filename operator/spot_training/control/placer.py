@@ -85,8 +85,9 @@ class Placer:
 
     def probe(self, job: Job, request: Request) -> Choice:
         """What would be decided for a job that does not wait: it comes after all that do."""
-        last = replace(self._made(job, request), created=math.inf, priority=LAST)
-        return self._place((*self._waiting.values(), last))[job.key]
+        last = replace(self._made(job, replace(request, priority=LAST)), created=math.inf)
+        made = self._place((*self._waiting.values(), last))[job.key]
+        return replace(made, request=request)
 
     def forget(self, key: Key) -> None:
         """The job does not wait for a pool, or is gone."""
@@ -155,7 +156,7 @@ class Placer:
 
     def _made(self, job: Job, request: Request) -> Waiting:
         shape = self._cache.shape_of(job, request.volumes, request.together, request.ceiling)
-        return Waiting(job.key, job.uid, job.created, job.status.priority, request, shape)
+        return Waiting(job.key, job.uid, job.created, request, shape)
 
     def _provisioning(self) -> Counter[str]:
         counted = self._cache.provisioning()

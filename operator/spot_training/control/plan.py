@@ -267,6 +267,7 @@ def _place(draft: Draft) -> None:
         refused={**wanted.refused, **shut},
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
+        priority=draft.status.priority,
     )
     choice = draft.world.choice
     if choice is None or not choice.request.same(request):

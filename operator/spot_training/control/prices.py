@@ -9,6 +9,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
+import aiohttp
+
 from spot_training.cluster.client import ApiError, Client, core_path
 from spot_training.control.apply import FORBIDDEN, NOT_FOUND
 from spot_training.control.cache import Cache
@@ -49,7 +51,7 @@ class PriceFile:
             try:
                 await self.read()
                 return
-            except (ApiError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 logger.warning("the price file cannot be read: %s; again in %d s", error, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -60,7 +62,7 @@ class PriceFile:
             try:
                 if await self.read():
                     changed()
-            except (ApiError, OSError, TimeoutError) as error:
+            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 logger.warning("the price file cannot be read, its last prices stay: %s", error)
 
     async def read(self) -> bool:

@@ -37,6 +37,20 @@ def terms_of(current: Current) -> Terms:
     return current.terms or Terms()
 
 
+def is_paid(current: Current) -> bool:
+    """Whether the attempt's pods run on a job's budget, so that where they are counts from the first moment on."""
+    return terms_of(current).budget_seconds is not None
+
+
+def may_run_unseen(draft: Draft, index: int, pod: Pod | None) -> bool:
+    """Whether a missing pod of a rank may still run and cost money, on a machine that is cut off.
+
+    Then no other may be made beside it, although nothing of the attempt has started; ``pod``: the last that was seen.
+    """
+    was_bound = any(ref.index == index for ref in draft.current.nodes) or (pod is not None and pod.node != "")
+    return is_paid(draft.current) and was_bound
+
+
 def machine(draft: Draft, node: Node) -> dict[str, Any]:
     """What is recorded of a machine on which a pod of the attempt is bound: its price now, and its GPUs.
 
@@ -104,7 +118,7 @@ def known_to_end(draft: Draft, pods: dict[int, Pod]) -> bool:
     A pod object can be deleted by force while its machine is cut off and runs on, which shows in the node only later.
     So where a pod's end was not seen, its kubelet must have been heard of since.
     """
-    if terms_of(draft.current).budget_seconds is None:
+    if not is_paid(draft.current):
         return True
     fates = fates_of(draft, pods)
     unseen = {

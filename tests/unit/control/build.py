@@ -126,7 +126,7 @@ class Scene:
         supply = Supply.of(self.nodes.values(), self.pools.values(), self.used)
         supply.put_prices(self.prices)
         shape = shape_of(request.pod, request.volumes, request.together, request.ceiling)
-        waiting = Waiting(self.job.key, UID, self.job.created, self.status.priority, request, shape)
+        waiting = Waiting(self.job.key, UID, self.job.created, request, shape)
         return place((waiting,), supply, self.reservations, {}, self.now)[self.job.key]
 
     def world(self, asked: frozenset[Ask] = frozenset(), request: Request | None = None) -> World:

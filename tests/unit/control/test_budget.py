@@ -138,6 +138,7 @@ class Schedule:
             (self.a_pod_vanishes, 2),
             (self.a_machine_fails, 2),
             (self.a_machine_comes_back, 2),
+            (self.a_machine_is_to_be_taken, 1),
             (self.a_price_changes, 3),
             (self.spot_comes_and_goes, 2),
             (self.the_user_changes_the_budget, 1),
@@ -257,6 +258,13 @@ class Schedule:
             if self.market.machine[name] != "up" and self.chance.random() < 0.7:
                 self.market.restore(name)
 
+    def a_machine_is_to_be_taken(self) -> None:
+        name = self.chance.choice(NAMES)
+        if self.market.nodes[name]["spec"].get("unschedulable"):
+            self.market.unmark(name)
+        else:
+            self.market.mark(name, self.market.now + self.chance.choice([30, 3000]))
+
     def a_price_changes(self) -> None:
         price = self.chance.choice(["2.00", "4.00", "6.50", "9.00"])
         match self.chance.choice(["node", "node", "pool", "file"]):
@@ -333,6 +341,34 @@ def test_what_on_demand_machines_cost_is_never_more_than_was_allowed(batch: int)
     assert exhausted > size / 10, f"the budget was used up in {exhausted} of {size}"
 
 
+def test_a_pod_that_was_on_a_machine_is_not_made_again_beside_one_that_may_run_on() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        made = Schedule(0, loop)
+        made.cap = made.highest = Fraction(1)
+        made.market.job["spec"] |= {
+            "replicas": 1,
+            "pools": ["b"],
+            "onDemand": {"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "1.00"},
+        }
+        made.restart()
+        made.look()
+        (pod,) = made.market.pods.values()
+        made.market.bind(pod)
+        made.look()
+        made.market.cut(pod["spec"]["nodeName"])
+        made.market.remove(pod)
+        for _ in range(200):
+            made.look()
+            made.pods_get_on()
+            made.advance(10)
+            made.check()
+        assert made.status.disruptions == 1
+        assert len(made.market.usages) == 1, "all of the money is held for the one that runs on"
+    finally:
+        loop.close()
+
+
 def test_a_pod_that_is_made_again_shares_its_time_with_the_one_before_it() -> None:
     loop = asyncio.new_event_loop()
     try:
@@ -345,12 +381,13 @@ def test_a_pod_that_is_made_again_shares_its_time_with_the_one_before_it() -> No
         }
         made.restart()
         for _ in range(3):
-            # Its image takes so long that nothing of it starts; then somebody takes it away.
+            # It comes, runs and is taken away while no operator is there.
             made.look()
             (pod,) = made.market.pods.values()
             made.market.bind(pod)
             made.advance(200)
             made.market.remove(pod)
+            made.restart()
         made.look()
         (pod,) = made.market.pods.values()
         made.market.bind(pod)

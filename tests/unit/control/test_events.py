@@ -97,4 +97,4 @@ async def test_too_many_are_dropped_and_said_so(
         async with Client(server.connection) as client:
             announcer = Announcer(client, "pod-1")
             announcer.tell(job(), stories("A", "B", "C"), NOW)
-        assert "event dropped, too many are pending: job C" in caplog.text
+        assert "event dropped, too many are pending: ('ns', 'job') C" in caplog.text

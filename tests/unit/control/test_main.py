@@ -103,7 +103,7 @@ async def test_one_whose_watches_have_ended_hands_over_and_ends_with_an_error(tm
         await one.until_said("leads now")
 
         def expired(request: web.Request) -> web.StreamResponse | None:
-            listing = request.path.endswith("/nodes") and "watch" not in request.query
+            listing = request.path.endswith("/spotpools") and "watch" not in request.query
             return refusal(410, "Expired", "the continue token is too old") if listing else None
 
         server.fault = expired

@@ -398,6 +398,18 @@ def test_an_unseen_end_is_believed_when_the_kubelet_was_heard_of_since() -> None
     assert Decimal(scene.status.cost.held or 0) < Decimal("0.10")
 
 
+def test_a_longer_grace_in_the_template_does_not_lengthen_that_of_pods_that_are_paid_for() -> None:
+    scene = on_demand()
+    template = scene.job.spec.template.to_json()
+    template["spec"]["terminationGracePeriodSeconds"] = 3600
+    scene.edit(template=template)
+    scene.step(60)
+    assert scene.current.stop is None
+    scene.run(1800 - 60 - GRACE - MARGIN_SECONDS - LEAD_SECONDS)
+    assert scene.stop.cause == "BudgetExhausted"
+    assert scene.pod().kill_at == scene.now + GRACE
+
+
 def test_lowering_the_budget_stops_what_it_does_not_pay_for_any_more() -> None:
     scene = on_demand()
     scene.step(600)
@@ -411,6 +423,13 @@ def test_a_reclamation_of_an_on_demand_machine_is_a_disruption_as_any() -> None:
     scene.mark(scene.pod().node, reclaim())
     scene.run(1)
     assert (scene.stop.cause, scene.stop.cls) == ("Reclaimed", "Disruption")
+
+
+def test_a_notice_long_ahead_lengthens_no_grace_that_is_paid_for() -> None:
+    scene = on_demand()
+    scene.mark(scene.pod().node, dataclasses.replace(reclaim(), deadline=scene.now + 3600))
+    scene.run(1)
+    assert scene.pod().kill_at == scene.now + GRACE
 
 
 # Back to spot

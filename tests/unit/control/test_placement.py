@@ -25,12 +25,11 @@ def waiting(
     made = spec(replicas, gpus, pools=[]).to_json()
     made["template"]["spec"] |= fields.pop("template", {})
     template = type(spec()).model_validate(made).template.spec
-    request = Request(replicas, template, **fields)
+    request = Request(replicas, template, priority=priority, **fields)
     return Waiting(
         ("ns", name),
         f"{name}-uid",
         NOW - age,
-        priority,
         request,
         shape_of(template, request.volumes, request.together, request.ceiling),
     )

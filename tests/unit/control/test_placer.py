@@ -12,7 +12,7 @@ from spot_training.control.cache import Cache
 from spot_training.control.placer import FEW, Placer
 from spot_training.control.policies.demand import Request
 from spot_training.control.world import Accepted, Job
-from tests.unit.control.build import GPU
+from tests.unit.control.build import GPU, Scene
 from tests.unit.control.objects import Json, raw_job, raw_node
 
 POOL: Json = {
@@ -86,6 +86,17 @@ async def test_nothing_is_decided_before_every_job_that_waits_has_been_looked_at
     assert (setting.pool_for(first), setting.pool_for(second)) == ("a", None), "the older one"
 
 
+async def test_a_job_that_only_asks_comes_after_all_that_wait() -> None:
+    setting = Setting(nodes=1, jobs=2)
+    first, second = setting.jobs
+    request = setting.request(first)
+    choice = setting.placer.probe(first, request)
+    assert (choice.pool, choice.request) == ("a", request)
+    assert setting.pool_for(second) == "a"
+    assert setting.placer.probe(first, request).pool is None, "the older one, but it does not wait"
+    assert len(setting.placer) == 1
+
+
 async def test_many_jobs_are_decided_in_one_pass_and_then_looked_at() -> None:
     setting = Setting(nodes=5, jobs=FEW + 20)
     told = [setting.pool_for(job) for job in setting.jobs]
@@ -124,3 +135,12 @@ async def test_the_priority_is_what_the_api_server_resolves(told: int | None) ->
     setting = Setting(nodes=1, jobs=1)
     applier = Applier(cast(Client, Server()), setting.cache)
     assert await applier.dry_run(setting.jobs[0], None) == Accepted(told or 0)
+
+
+async def test_a_priority_that_is_only_just_known_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan that accepts the template is the one that asks for a pool: its status is not written yet."""
+    scene = Scene()
+    monkeypatch.setattr(scene, "accepted", lambda: Accepted(7))
+    scene.step()
+    assert scene.plan.request is not None
+    assert (scene.plan.request.priority, scene.status.priority) == (7, 7)

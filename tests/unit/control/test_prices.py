@@ -4,6 +4,7 @@ import asyncio
 from decimal import Decimal
 from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from spot_training.cluster.client import ApiError, Client
@@ -25,7 +26,7 @@ class Shelf:
 
     def __init__(self, **data: str) -> None:
         self.data = data
-        self.fault: ApiError | None = None
+        self.fault: Exception | None = None
         self.reads = 0
         self.events: list[Json] = []
 
@@ -114,8 +115,18 @@ async def test_while_the_server_is_in_trouble_the_last_prices_stay() -> None:
     assert place.cache.prices == {"a": Decimal("1.20")}
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        refused(500, "InternalError", "later"),
+        aiohttp.ServerDisconnectedError(),
+        TimeoutError(),
+        ValueError("no JSON"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
 async def test_it_is_read_again_and_again_and_a_fault_does_not_end_that(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, fault: Exception
 ) -> None:
     monkeypatch.setattr(prices, "READ_SECONDS", 0.0)
     shelf = Shelf(a="1.20")
@@ -123,7 +134,7 @@ async def test_it_is_read_again_and_again_and_a_fault_does_not_end_that(
     changes: list[int] = []
     reading = asyncio.create_task(place.file.run(lambda: changes.append(shelf.reads)))
     await until("the first change", lambda: len(changes) == 1, lambda: changes)
-    shelf.fault = refused(500, "InternalError", "later")
+    shelf.fault = fault
     seen = shelf.reads
     await until("three more reads", lambda: shelf.reads >= seen + 3, lambda: shelf.reads)
     shelf.fault, shelf.data = None, {"a": "1.30"}

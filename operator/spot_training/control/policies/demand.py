@@ -37,7 +37,7 @@ class Request:
     its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
     off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
     for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes that cost more for an hour are not
-    used; ``interval``: seconds between its checkpoints.
+    used; ``interval``: seconds between its checkpoints; ``priority``: of its pods.
     """
 
     replicas: int
@@ -51,6 +51,7 @@ class Request:
     refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     ceiling: Decimal | None = None
     interval: int = USUAL_INTERVAL_SECONDS
+    priority: int = 0
 
     def same(self, other: "Request") -> bool:
         """Whether what is decided for the other holds for this one: sentences may tell of another moment."""
@@ -71,7 +72,6 @@ class Waiting:
     key: Key
     uid: str
     created: float
-    priority: int
     request: Request
     shape: Shape
 
@@ -83,7 +83,7 @@ class Waiting:
     @property
     def order(self) -> tuple[int, float, str]:
         """Whose turn it is: the least first."""
-        return -self.priority, self.created, self.uid
+        return -self.request.priority, self.created, self.uid
 
 
 @dataclass(frozen=True, slots=True)
