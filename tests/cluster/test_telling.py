@@ -23,7 +23,7 @@ RECEIVER: Final = """
 import json
 import sys
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 AT = (datetime.now(UTC) + timedelta(seconds=120)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
+HTTPServer(("0.0.0.0", int(sys.argv[1])), Handler).serve_forever()
 """
 
 COMMAND: Final = """
