@@ -1,8 +1,7 @@
 """Compressed files: gzip, and from Python 3.14 on zstd, both of the standard library.
 
 Weights are nearly random in all but their exponents: 32-bit floats shrink by 7 %, bfloat16 by 20 %, and gzip does 36 to
-40 MB of them a second on one core. It pays where the disk is slower than that, or the state is full of zeros or
-repetitions.
+40 MB of them a second on one core. It pays where the disk is slower than that, or the state is mostly zeros.
 """
 
 from __future__ import annotations
