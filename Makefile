@@ -73,8 +73,12 @@ lint: venv
 
 .PHONY: test
 test: lint ## Everything, on a real cluster that it brings up and takes down (KEEP=1 leaves it up)
-	@$(if $(KEEP),,trap '$(RUN) -m tests.kit.cluster down --engine' EXIT;) \
-	  $(RUN) -m tests.kit.cluster up && $(RUN) -m tests.kit.install up && $(RUN) -m pytest --durations=15 tests
+	@mkdir -p build; $(if $(KEEP),,trap '$(RUN) -m tests.kit.cluster down --engine' EXIT;) \
+	  echo "==> unit tests begin; how they end is told after the others, build/unit.log has all"; \
+	  env --default-signal=INT $(RUN) -m pytest tests/unit > build/unit.log 2>&1 & unit=$$!; \
+	  $(RUN) -m tests.kit.cluster up && $(RUN) -m tests.kit.install up && \
+	  $(RUN) -m pytest --durations=15 tests/foreign tests/cluster tests/e2e; rest=$$?; \
+	  wait $$unit; unit=$$?; tail -n 30 build/unit.log; exit $$((rest ? rest : unit))
 
 bench-%: venv ## Measure, print a table and write build/bench/NAME.json: NAME is a module of tests/bench
 	@$(RUN) -m tests.bench.$*

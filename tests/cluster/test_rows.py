@@ -86,8 +86,8 @@ ROWS: Final = [
         "exit 0",
         "NodeRefused",
         (1, 0),
-        # Past the scheduler, to a kubelet that has not so many processors.
-        {"spec.template.spec.nodeName": "NODE", f"{CONTAINER}.resources": {"requests": {"cpu": "999"}}},
+        # Past the scheduler, to a kubelet whose node is not of the pool.
+        {"spec.template.spec.nodeName": "NODE"},
         _mend,
     ),
     Row(
@@ -115,9 +115,7 @@ def made(place: Place, row: Row, fields: dict[str, Any]) -> Json:
     backoff = {"initialSeconds": 5, "maxSeconds": 5}
     recovery = {"backoff": backoff, "retryableExitCodes": [42], "maxFailures": 1000}
     base = {f"{CONTAINER}.command": ["sh", "-c", script], f"{CONTAINER}.image": install.TRAINING_IMAGE}
-    (node,) = [
-        each["metadata"]["name"] for each in get("nodes", "-l", "spot.training/capacity-type=on-demand")
-    ]
+    node = get("nodes", "-l", "spot.training/capacity-type=spot")[0]["metadata"]["name"]
     there = {key: node if value == "NODE" else value for key, value in fields.items()}
     return changed(place.job(row.name, recovery=recovery), base | there)
 

@@ -41,7 +41,8 @@ def torch_tests(installed: None) -> Iterator[subprocess.Popen[str]]:
     words = [
         *("run", "--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpu-shares=128"),
         *("--volume", f"{install.ROOT}:/src:ro", "--workdir", "/src", "--env", "PYTHONPATH=/src/operator"),
-        *("--env", "HOME=/tmp"),
+        # Ranks are forked from the tests: OpenMP does not survive that where it has begun threads.
+        *("--env", "HOME=/tmp", "--env", "OMP_NUM_THREADS=1"),
         install.torch_tests_image(),
         *(
             "/opt/venv/bin/python",

@@ -5,12 +5,12 @@ network that fails, or a frozen machine, is like: it comes back with everything 
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tests.kit import engine, layout, network, places
 from tests.kit.kube import get, kubectl
-from tests.kit.shell import together, wait_until
+from tests.kit.shell import succeeds, together, wait_until
 
 
 def kill_node(name: str) -> None:
@@ -65,6 +65,7 @@ def settle(names: Iterable[str], timeout: float = 120) -> None:
         timeout=timeout,
         seen=lambda: describe(wanted),
     )
+    _have_services(wanted, timeout)
     together(*(lambda name=name: add_gpus(name) for name in wanted if name in layout.WORKER_NAMES))
 
 
@@ -109,6 +110,37 @@ def add_gpus(name: str) -> None:
         return False
 
     wait_until(f"{wanted} GPUs on {name}", patched, timeout=30, seen=lambda: describe([name]))
+
+
+def _have_services(names: Sequence[str], timeout: float) -> None:
+    """Have these nodes reach services; start the proxies anew of those that do not.
+
+    kube-proxy writes all of its rules once more after an hour. In some sandboxes the kernel then answers it with an
+    error, and the addresses of services are gone from the rules: connections that are open last, new ones are refused.
+    """
+    address = get("service/kubernetes")[0]["spec"]["clusterIP"]
+
+    def reached(name: str) -> bool:
+        knock = f"timeout 3 bash -c '</dev/tcp/{address}/443'"
+        return succeeds([engine.client(), "exec", name, "bash", "-c", knock])
+
+    def lacking() -> list[str]:
+        return [name for name in names if not reached(name)]
+
+    try:
+        wait_until("services", lambda: not lacking(), timeout=10, seen=lambda: "")
+    except TimeoutError:
+        for name in lacking():
+            kubectl(
+                *("delete", "pod", "-n", "kube-system", "-l", "k8s-app=kube-proxy"),
+                *("--field-selector", f"spec.nodeName={name}", "--wait=true"),
+            )
+        wait_until(
+            f"services reached from {' '.join(names)}",
+            lambda: not lacking(),
+            timeout=timeout,
+            seen=lambda: f"not from {lacking()}\n{describe(names)}",
+        )
 
 
 def is_ready(node: dict[str, Any]) -> bool:
