@@ -23,10 +23,6 @@ LABEL_INDEX: Final = "spot.training/index"
 # Label of the agent's pods; with it the operator knows the nodes that have a ready agent.
 LABEL_PROVIDER: Final = "spot.training/provider"
 
-# Node labels, ours; clouds have theirs.
-LABEL_POOL: Final = "spot.training/pool"
-LABEL_CAPACITY_TYPE: Final = "spot.training/capacity-type"
-
 # What a node costs an hour, where it is not what its pool costs: set by whoever knows.
 PRICE: Final = "spot.training/price-per-node-hour"
 
