@@ -1,5 +1,7 @@
 """Saves in the background with torch's tensors: as they were at their step, in memory taken once."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 
 from spot_training.train import Training
 from spot_training.train.snapshot import HostCopies
+from spot_training.train.store import CheckpointError
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,7 @@ def test_copies_are_equal_apart_and_take_their_memory_once() -> None:
         "empty": torch.empty(0),
         "other": (1, "a", None, torch.Size([2]), {"x", "y"}, torch.float16),
     }
-    copies = HostCopies()
+    copies = HostCopies({})
     first = copies.take(states)
     for name in ("part", "half", "channels", "gradient", "empty"):
         assert torch.equal(first[name], states[name]), name
@@ -81,3 +84,101 @@ def test_copies_are_equal_apart_and_take_their_memory_once() -> None:
         assert second[name].data_ptr() == first[name].data_ptr(), "the same buffer"
     states["half"] = torch.randn(7)
     assert torch.equal(copies.take(states)["half"], states["half"]), "and a new one for a new shape"
+
+
+class Ordinary:
+    """A program that changes its parameters in its optimizer's steps only, and its buffers when it likes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.model = torch.nn.Sequential(torch.nn.Linear(300, 300), torch.nn.BatchNorm1d(300))
+        self.optimizer = torch.optim.AdamW(self.model.parameters())
+        parts = {"model": self.model, "optimizer": self.optimizer}
+        self.training = Training(parts, directory=directory, background=True, overlapped=True)
+        self.training.load()
+
+    def backward(self) -> None:
+        self.optimizer.zero_grad()
+        self.model(torch.randn(8, 300)).sum().backward()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        moments = self.optimizer.state_dict()["state"]
+        return {
+            **{name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+            **{f"{i}/{name}": tensor.clone() for i in moments for name, tensor in moments[i].items()},
+        }
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Copying that is left for later does not begin before this is set."""
+    free = threading.Event()
+    finish: Callable[[HostCopies], None] = HostCopies.finish
+
+    def finish_when_free(copies: HostCopies) -> None:
+        free.wait(60)
+        finish(copies)
+
+    monkeypatch.setattr(HostCopies, "finish", finish_when_free)
+    return free
+
+
+def test_a_step_waits_for_the_copy_that_runs_beside_the_next_backward_pass(
+    tmp_path: Path, held: threading.Event
+) -> None:
+    program = Ordinary(tmp_path)
+    program.backward()
+    program.optimizer.step()
+    program.training.step_done()
+    expected = program.tensors()
+    save = program.training.save()
+    program.backward()
+    stepping = threading.Thread(target=program.optimizer.step)
+    stepping.start()
+    stepping.join(0.2)
+    assert stepping.is_alive(), "nothing has been copied yet"
+    for name, tensor in program.tensors().items():
+        assert torch.equal(tensor, expected[name]) or "running" in name or "batches" in name, name
+    held.set()
+    stepping.join(60)
+    assert not stepping.is_alive()
+    save.wait()
+    program.training.close()
+    after = program.tensors()
+    assert not torch.equal(after["0.weight"], expected["0.weight"])
+    again = Ordinary(tmp_path)
+    assert again.training.step == 1
+    again.training.close()
+    loaded = again.tensors()
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(loaded[name], tensor), name
+
+
+def test_a_parameter_changed_outside_its_optimizer_spoils_the_save_and_nothing_else(
+    tmp_path: Path, held: threading.Event
+) -> None:
+    program = Ordinary(tmp_path)
+    held.set()
+    program.training.step_done()
+    program.training.save().wait()
+    held.clear()
+    program.training.step_done()
+    save = program.training.save()
+    with torch.no_grad():
+        program.model[0].weight.clamp_(-0.01, 0.01)
+    held.set()
+    with pytest.raises(CheckpointError, match=r"0.weight.*outside its optimizer's step.*overlapped=True"):
+        save.wait()
+    program.training.step_done()
+    program.training.close()
+    again = Ordinary(tmp_path)
+    assert again.training.step == 1, "the one before"
+    again.training.close()
+
+
+def test_overlapping_needs_an_optimizer_and_a_background(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="background=True"):
+        Training({"model": model}, directory=tmp_path, overlapped=True)
+    with pytest.raises(ValueError, match="an optimizer of torch among the parts in state"):
+        Training({"model": model}, directory=tmp_path, background=True, overlapped=True)

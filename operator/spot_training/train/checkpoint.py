@@ -68,6 +68,9 @@ class Training:
     With `background` a save only copies the state to host memory, for which there must be room, and is written
     while the program goes on; one at a time: the next waits for it. With several ranks it counts from the next step
     on at which all have written. A save that fails is told at one of the next steps. The last one is waited for.
+    With `overlapped` what the optimizers in `state` own is copied while the next forward and backward pass run, and
+    their next step waits for that: for programs that change parameters and moments in no other way
+    between two steps (not through ``.data``, for one, which nothing can see).
 
     A model that is spread over the ranks (FSDP, DTensors), and its optimizer, are saved by all ranks, each its shards,
     and loaded by any number of ranks. `sharded` says so where no model or optimizer in `state` shows it.
@@ -89,6 +92,7 @@ class Training:
         keep_every_steps: int | None = None,
         compress: str | None = None,
         background: bool = False,
+        overlapped: bool = False,
         sharded: bool | None = None,
     ) -> None:
         settings = Settings.read()
@@ -140,6 +144,7 @@ class Training:
             Keep(keep, keep_every_steps),
             sharded,
             check_compression(compress),
+            _optimizers(common, background=background) if overlapped else None,
         )
         self.passed_over = self._store.passed_over
 
@@ -352,6 +357,7 @@ class Training:
     def _note(self, save: Save, saved: Saved) -> None:
         """Take down how a save has ended, and tell it."""
         save.saved = saved
+        self._stall_seconds += self._store.waited()
         self._trouble = saved.problem
         if saved.problem:
             facts = {"event": "save-failed", "step": saved.step}
@@ -419,6 +425,16 @@ class Training:
         else:
             self._tell(report.FAILED, f"{kind.__name__}: {error}")
         self._previous_hook(kind, error, trace)
+
+
+def _optimizers(parts: Mapping[str, Part], *, background: bool) -> dict[str, Part]:
+    if not background:
+        raise ValueError("overlapped=True is for saves in the background: give background=True, too")
+    torch = sys.modules.get("torch")
+    found = {name: part for name, part in parts.items() if torch and isinstance(part, torch.optim.Optimizer)}
+    if not found:
+        raise ValueError("overlapped=True needs an optimizer of torch among the parts in state")
+    return found
 
 
 def _check_positive(**arguments: float | None) -> None:

@@ -26,7 +26,7 @@ from spot_training.train.opened import Opened, open_share
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
 from spot_training.train.sharding import Sharding
-from spot_training.train.snapshot import HostCopies
+from spot_training.train.snapshot import ChangedMeanwhileError, HostCopies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -117,6 +117,7 @@ class Store:
         keep: Keep,
         sharded: bool | None = None,
         compress: str | None = None,
+        overlapped: Mapping[str, Any] | None = None,
     ) -> None:
         self._ranks = ranks
         self._parts = name_parts(parts)
@@ -128,7 +129,7 @@ class Store:
         self._compress = compress
         self._keep = keep
         self._pruning = True
-        self._copies = HostCopies()
+        self._copies = HostCopies(overlapped or {})
         self.passed_over: list[PassedOver] = []
         self._directory: CheckpointDirectory | None = None  # of rank 0 only
 
@@ -183,6 +184,10 @@ class Store:
         What `save` would raise comes from the result's `advance` and `finish`.
         """
         return Background(self._save(step, extras, copy=True), alone=self._ranks.size == 1)
+
+    def waited(self) -> float:
+        """The seconds for which an optimizer's step has waited since the last save in the background was begun."""
+        return self._copies.waited()
 
     def _save(self, step: int, extras: dict[str, Any], *, copy: bool) -> Steps[Saved]:
         began, at = time.monotonic(), time.time()
@@ -242,9 +247,12 @@ class Store:
         """
         contents, failure = self._contents(copy=copy)
         taken = time.monotonic() - began
-        written, refusal, seconds = yield functools.partial(_write_files, path, contents, self._compress)
+        copies = self._copies if copy else None
+        written, refusal, seconds = yield functools.partial(
+            _write_files, path, contents, self._compress, copies
+        )
         failure = failure or refusal
-        refused = isinstance(failure, OSError)
+        refused = isinstance(failure, (OSError, ChangedMeanwhileError))
         shares = self._ranks.gather((written, _words(failure) if failure else None, refused, taken + seconds))
         if failure and not refused:
             raise failure
@@ -344,17 +352,24 @@ def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
 
 
 def _write_files(
-    path: Path, contents: Mapping[str, Any], compress: str | None
+    path: Path, contents: Mapping[str, Any], compress: str | None, copies: HostCopies | None
 ) -> tuple[dict[str, Written], Exception | None, float]:
-    """Write this rank's files: what was written, what went wrong, and the seconds that it took."""
+    """Write this rank's files: what was written, what went wrong, and the seconds that it took.
+
+    `copies`: of which the contents are, and which may still have to be finished.
+    """
     began = time.monotonic()
     written: dict[str, Written] = {}
     failure: Exception | None = None
     try:
+        if copies:
+            copies.finish()
         for name, content in contents.items():
             written[name] = files.write_durably(
                 path / name, functools.partial(state.write, content, compress=compress)
             )
+        if copies:
+            copies.check()
     except Exception as error:  # as above
         failure = error
     return written, failure, time.monotonic() - began

@@ -27,7 +27,8 @@ from spot_training.train import Training
 from tests.bench.checkpoint import plain
 
 _WIDTH: Final = 2048
-_BATCH: Final = 4
+_BATCH: Final = 128
+"""A step of a second or so on two cores, as of a program that needs a machine of its own."""
 _BASE_STEPS: Final = 4
 """Undisturbed steps before each save."""
 
@@ -69,36 +70,49 @@ def measure(directory: Path, megabytes: int, trial: int) -> dict[str, float]:
     """One trial: figures by name; times are seconds, memory is in states."""
     program = Program(megabytes)
     figures: dict[str, float] = {}
-    _stall(program, directory, figures)  # first, since no memory has been given back to the allocator yet
+    # First, since no memory has been given back to the allocator yet; the state's buffers are then taken twice.
+    for overlapped in (False, True):
+        _stall(program, directory, figures, overlapped=overlapped)
+    figures["torch_save"] = _torch_save(program, directory / "plain.pt")
     for part in (_write, _load)[:: 1 if trial % 2 else -1]:
         part(program, directory, figures, trial)
     return figures
 
 
-def _stall(program: Program, directory: Path, figures: dict[str, float]) -> None:
-    """What a save in the background adds, against torch.save in the loop."""
-    training = Training(program.parts(), directory=directory / "stall", background=True)
+def _stall(program: Program, directory: Path, figures: dict[str, float], *, overlapped: bool) -> None:
+    """What a save in the background adds to the steps; copied within one, or while the next one runs."""
+    parts, way = program.parts(), "" if overlapped else "whole_"
+    waited = [0.0]  # by optimizers' steps: what passes between a hook before the library's and one after it
+
+    def note(sign: int) -> None:
+        waited[0] += sign * time.monotonic()
+
+    before_its = program.optimizer.register_step_pre_hook(lambda *_: note(-1))
+    training = Training(parts, directory=directory / "stall", background=True, overlapped=overlapped)
+    after_its = program.optimizer.register_step_pre_hook(lambda *_: note(1))
     training.load()
     gc.collect()
     _reset_peak()
     _undisturbed(program, training)
     before = _peak()  # of the steps themselves
     for stall in ("first_stall", "stall"):  # its buffers are there from the second on
-        base, steps = _undisturbed(program, training), 0
+        base, steps, waited[0] = _undisturbed(program, training), 0, 0.0
         began = time.monotonic()
         save = training.save()
-        figures[stall] = time.monotonic() - began
+        stood = time.monotonic() - began
         while save.saved is None:
             program.step()
-            figures[stall] += _seconds(training.step_done)
+            stood += _seconds(training.step_done)
             steps += 1
-        figures["added"] = time.monotonic() - began - steps * base
-    figures["memory"] = (_peak() - before) / program.size
-    figures["background"] = save.wait()
+        figures[f"{way}added"] = time.monotonic() - began - steps * base
+        figures[f"{way}{stall}"] = stood + waited[0]
+    figures[f"{way}memory"] = (_peak() - before) / program.size
+    figures[f"{way}background"] = save.wait()
     figures["step"] = base
     training.close()
+    before_its.remove()
+    after_its.remove()
     shutil.rmtree(directory / "stall")
-    figures["torch_save"] = _torch_save(program, directory / "plain.pt")
 
 
 def _undisturbed(program: Program, training: Training) -> float:
