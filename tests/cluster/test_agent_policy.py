@@ -112,6 +112,12 @@ REFUSED: Final[dict[str, tuple[Request, str]]] = {
         "its own annotations",
     ),
     "untaint its own": (patch(OWN, {"spec": {"taints": []}}), "only the taint spot.training/reclaim"),
+    "evict by the taint of a cordon": (
+        patch(
+            OWN, {"spec": {"taints": [{"key": "node.kubernetes.io/unschedulable", "effect": "NoExecute"}]}}
+        ),
+        "only the taint spot.training/reclaim",
+    ),
     "taint as it likes": (
         patch(OWN, {"spec": {"taints": [{"key": "stolen", "effect": "NoExecute"}]}}),
         "only the taint spot.training/reclaim",

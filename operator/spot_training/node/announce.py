@@ -41,6 +41,11 @@ def lot() -> float:
     return random.uniform(0.0, SPREAD_SECONDS)  # noqa: S311 - no secret
 
 
+def afterwards() -> float:
+    """So many seconds after its cordon one agent tells of it: when what the drain asks for, by lot, has been asked."""
+    return SPREAD_SECONDS + lot()
+
+
 class Outlet(Protocol):
     """Something outside the cluster that is told; ``send`` bounds itself in time and tells of its failures."""
 
@@ -56,8 +61,7 @@ class Announcer:
     def __init__(self, settings: Settings, client: Client, outlets: Sequence[Outlet] = ()) -> None:
         self._settings, self._client, self._outlets = settings, client, outlets
         self._tasks: set[asyncio.Task[None]] = set()
-        # After what the drain asks for, which has the first of these seconds.
-        self._wait = SPREAD_SECONDS + lot()
+        self._wait = afterwards()
 
     def tell(
         self, reason: str, note: str, *, notice: str, now: float, warning: bool = False, at_once: bool = False

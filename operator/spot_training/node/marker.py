@@ -9,7 +9,7 @@ import aiohttp
 from spot_training.api.times import format_time
 from spot_training.cluster.client import JSON_PATCH, STRATEGIC_PATCH, ApiError, Client, Json, node_path
 from spot_training.node import marks, notice
-from spot_training.node.announce import Announcer
+from spot_training.node.announce import Announcer, afterwards
 from spot_training.node.drain import backoff
 from spot_training.node.logs import fields
 from spot_training.node.marks import Marks
@@ -51,6 +51,9 @@ class Marker:
         self._changed = situation.listener()
         self._borne: Marks | None = None
         self._sent: Marks | None = None
+        # The conditions wait like the Events do: by then most drains need one write for them and not two.
+        self._apart = afterwards()
+        self._shown_from = 0.0
 
     async def run(self) -> None:
         """Keep the Node's marks right, for ever."""
@@ -105,7 +108,7 @@ class Marker:
         else:
             conditions = marks.draining(wanted, situation.progress) if self._settings.drain else ()
         body = marks.condition_patch(node, conditions, situation.now())
-        if body and not self._settings.dry_run:
+        if body and not self._settings.dry_run and self._until_shown() <= 0:
             await self._client.patch(node_path(self._settings.node, "status"), body, STRATEGIC_PATCH)
 
     def _wanted(self) -> Marks | None:
@@ -117,8 +120,13 @@ class Marker:
         """How long to wait for a change before the next look; None: until there is one."""
         if self._situation.goal is None:
             return WARNED_RECHECK_SECONDS if self._situation.warning else None
+        if (left := self._until_shown()) > 0:
+            return left
         detaching = self._situation.progress is Progress.DETACHING
         return DETACHING_RECHECK_SECONDS if detaching else RECHECK_SECONDS
+
+    def _until_shown(self) -> float:
+        return self._shown_from - asyncio.get_running_loop().time()
 
     def _look(self, node: Json) -> None:
         """Take from the Node what the other loops and the next pass need."""
@@ -159,6 +167,7 @@ class Marker:
         if situation.noticed is not None and not after.warns:
             self._metrics.cordon_seconds.observe(asyncio.get_running_loop().time() - situation.noticed)
             situation.noticed = None
+            self._shown_from = asyncio.get_running_loop().time() + self._apart
         if not _alike(before, after):
             reason = "SpotWarning" if after.warns else "SpotReclaim"
             self._announcer.tell(reason, _note(after), notice=name, now=situation.now(), warning=True)

@@ -1,8 +1,10 @@
 """The agent's marks on its Node: the taint, the cordon, the annotations, the two conditions; and how to undo them.
 
 Pure: the Node as it is now in, patches out; an empty patch where there is nothing to change. Taints are an
-atomic list and the cordon makes the node controller write to it at that very instant, so every JSON Patch here
-carries the Node's resourceVersion: one that was made from an older Node is refused with 409 and made anew.
+atomic list that other controllers write, so every JSON Patch here carries the Node's resourceVersion: one that was
+made from an older Node is refused with 409 and made anew. The node controller's patches do not: what it adds to a
+cordoned Node from an older copy of it, the taint ``node.kubernetes.io/unschedulable``, can undo anybody's taint. So the
+cordon brings that taint along, and the node controller finds nothing to do.
 """
 
 from collections.abc import Iterable
@@ -22,6 +24,9 @@ AGENT: Final = "spot.training/agent"
 EFFECT: Final = "NoSchedule"
 WARNING_EFFECT: Final = "PreferNoSchedule"
 """Of a notice that only warns: new pods go elsewhere if they can, and the operator stops nothing for it."""
+
+CORDON: Final = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+"""The taint of every cordoned node, otherwise added and taken away by the node controller (TaintNodesByCondition)."""
 
 ANNOTATIONS: Final = (
     names.NOTICE_ID,
@@ -92,8 +97,10 @@ def apply(node: Json, marks: Marks, now: float) -> list[Json]:
     if marks.noticed_at is not None:
         wanted[names.NOTICED_AT] = format_time(marks.noticed_at)
     patch: list[Json] = []
+    taints = _with_mark(_taints(node), marks.kind, WARNING_EFFECT if marks.warns else EFFECT)
     if marks.warns:
-        patch += _uncordon(node)
+        patch = _uncordon(node)
+        taints = _without_cordon(taints) if patch else taints
         stale |= {names.CORDONED_BY, names.CORDONED_AT}
     else:
         if names.CORDONED_AT not in present:
@@ -101,20 +108,19 @@ def apply(node: Json, marks: Marks, now: float) -> list[Json]:
         if not node["spec"].get("unschedulable"):
             wanted[names.CORDONED_BY] = AGENT
             patch.append({"op": "add", "path": "/spec/unschedulable", "value": True})
-    taints = _add_taint(node, marks.kind, WARNING_EFFECT if marks.warns else EFFECT)
+            taints = taints if taints != _without_cordon(taints) else [*taints, CORDON]
     removed = [
         {"op": "remove", "path": _annotation(name)} for name in ANNOTATIONS if name in stale & set(present)
     ]
-    return _tested(node, patch + taints + removed + _annotate(node, wanted))
+    return _tested(node, patch + _taint(node, taints) + removed + _annotate(node, wanted))
 
 
 def undo(node: Json) -> list[Json]:
     """The JSON Patch that takes away what is ours, and nothing else: a foreign cordon stays."""
     annotations = node["metadata"].get("annotations") or {}
     patch = _uncordon(node)
-    ours = [index for index, taint in enumerate(_taints(node)) if taint["key"] == names.TAINT_RECLAIM]
-    # From the end, so that each index still means what it meant.
-    patch += [{"op": "remove", "path": f"/spec/taints/{index}"} for index in reversed(ours)]
+    taints = [taint for taint in _taints(node) if taint["key"] != names.TAINT_RECLAIM]
+    patch += _taint(node, _without_cordon(taints) if patch else taints)
     patch += [{"op": "remove", "path": _annotation(name)} for name in ANNOTATIONS if name in annotations]
     return _tested(node, patch)
 
@@ -192,19 +198,28 @@ def _uncordon(node: Json) -> list[Json]:
     )
 
 
-def _add_taint(node: Json, kind: str, effect: str) -> list[Json]:
-    """One taint of ours, with this effect: the first that is there is made so, any other is taken away."""
-    taint = {"key": names.TAINT_RECLAIM, "value": kind, "effect": effect}
-    taints = _taints(node)
-    if not taints:
-        return [{"op": "add", "path": "/spec/taints", "value": [taint]}]
-    ours = [index for index, present in enumerate(taints) if present["key"] == taint["key"]]
-    if not ours:
-        return [{"op": "add", "path": "/spec/taints/-", "value": taint}]
-    first, *others = ours
-    same = (taints[first].get("value"), taints[first]["effect"]) == (kind, effect)
-    patch = [] if same else [{"op": "replace", "path": f"/spec/taints/{first}", "value": taint}]
-    return patch + [{"op": "remove", "path": f"/spec/taints/{index}"} for index in reversed(others)]
+def _with_mark(taints: list[Json], kind: str, effect: str) -> list[Json]:
+    """The taints with one of ours, of this effect, in the place of the first that is there."""
+    mark = {"key": names.TAINT_RECLAIM, "value": kind, "effect": effect}
+    result: list[Json] = []
+    ours: Json | None = None
+    for taint in taints:
+        if taint["key"] != mark["key"]:
+            result.append(taint)
+        elif ours is None:
+            ours = taint if (taint.get("value"), taint["effect"]) == (kind, effect) else mark
+            result.append(ours)
+    return result if ours else [*result, mark]
+
+
+def _without_cordon(taints: list[Json]) -> list[Json]:
+    cordon = CORDON["key"], CORDON["effect"]
+    return [taint for taint in taints if (taint["key"], taint["effect"]) != cordon]
+
+
+def _taint(node: Json, taints: list[Json]) -> list[Json]:
+    """The whole list at once: the patch is bound to the Node from which it was made."""
+    return [] if taints == _taints(node) else [{"op": "add", "path": "/spec/taints", "value": taints}]
 
 
 def _annotate(node: Json, wanted: dict[str, str]) -> list[Json]:

@@ -23,6 +23,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
+from spot_training.train import pages
 from spot_training.train.helpers import Helpers
 
 if TYPE_CHECKING:
@@ -175,6 +176,7 @@ class CheckedFile(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         """All that is asked for, unless the file ends before."""
         target = memoryview(buffer).cast("B")[: max(0, self._size - self._place)]
+        pages.prefer_large_for(target)
         start, end = self._place, self._place + len(target)
         whole = [
             block

@@ -19,6 +19,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
+from spot_training.train import pages
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -170,6 +172,7 @@ class _Taking:
             buffer = self._old_buffers.get(where)
             if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
                 buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
+                pages.prefer_large(buffer.data_ptr(), buffer.nbytes)
             if tensor.data_ptr() in self._owned and tensor.is_contiguous():
                 self.late.append(_LateCopy(tensor.detach(), buffer, where))
             else:

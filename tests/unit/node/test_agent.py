@@ -11,6 +11,7 @@ from spot_training.node.notice import Answer, Nothing, Unknown
 from tests.unit.node.api import Api, broken
 from tests.unit.node.waiting import until
 from tests.unit.node.working import (
+    CORDON,
     MARGIN,
     NODE,
     POOL,
@@ -38,7 +39,7 @@ async def test_from_notice_to_empty_node(api: Api) -> None:
         metrics = generate_latest(agent._metrics.registry).decode()
     at = answer.notices[0].says
     metadata, spec = api.nodes[NODE]["metadata"], api.nodes[NODE]["spec"]
-    assert spec == {"taints": [POOL, TAINT], "unschedulable": True}
+    assert spec == {"taints": [POOL, TAINT, CORDON], "unschedulable": True}
     assert metadata["annotations"]["spot.training/notice-id"] == answer.notices[0].id
     assert parse_time(metadata["annotations"]["spot.training/reclaim-deadline"]) == at
     assert metadata["annotations"]["spot.training/cordoned-by"] == "spot.training/agent"

@@ -11,6 +11,7 @@ from tests.unit.node.api import Api, broken
 from tests.unit.node.conftest import Scenario
 from tests.unit.node.waiting import until
 from tests.unit.node.working import (
+    CORDON,
     MARGIN,
     NODE,
     POOL,
@@ -63,7 +64,7 @@ def test_api_down_for_20_seconds_at_the_notice(in_virtual_time: Stage, code: int
         ((request, grace),) = api.told["train"]
         assert request == "delete" and 30 <= grace <= 60 - 20 - MARGIN + 1
         assert api.told["web"] == api.told["api"] == [("evict", 30)]
-        assert api.nodes[NODE]["spec"] == {"taints": [POOL, TAINT], "unschedulable": True}
+        assert api.nodes[NODE]["spec"] == {"taints": [POOL, TAINT, CORDON], "unschedulable": True}
 
     in_virtual_time(scenario)
     assert 10 <= len(failures) <= 200
@@ -73,7 +74,7 @@ def test_api_down_for_20_seconds_at_the_notice(in_virtual_time: Stage, code: int
 def test_conflicts_are_met_with_a_fresh_look_and_lose_no_taint(
     in_virtual_time: Stage, conflicts: int
 ) -> None:
-    foreign = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+    foreign = {"key": "example.com/theirs", "effect": "NoSchedule"}
     met: list[str] = []
 
     async def scenario(api: Api) -> None:
@@ -94,7 +95,7 @@ def test_conflicts_are_met_with_a_fresh_look_and_lose_no_taint(
             await until("no pods", lambda: not api.leaving(), lambda: api.told, 100)
             await until("the taint", lambda: TAINT in api.nodes[NODE]["spec"]["taints"], lambda: met, 100)
             await drained(api)
-        assert api.nodes[NODE]["spec"]["taints"] == [POOL, foreign, TAINT]
+        assert api.nodes[NODE]["spec"]["taints"] == [POOL, foreign, TAINT, CORDON]
 
     in_virtual_time(scenario)
     assert len(met) == conflicts

@@ -52,7 +52,7 @@ def patched(before: Json, patch: list[Json]) -> Json:
 
 def test_a_bare_node_gets_everything_in_one_patch() -> None:
     after = patched(node(), marks.apply(node(), MARKS, NOW))
-    assert after["spec"] == {"unschedulable": True, "taints": [OURS]}
+    assert after["spec"] == {"unschedulable": True, "taints": [OURS, CONTROLLERS]}
     assert after["metadata"]["annotations"] == ANNOTATIONS | {
         "spot.training/cordoned-by": "spot.training/agent"
     }
@@ -80,14 +80,14 @@ def test_a_node_that_is_marked_needs_nothing() -> None:
 def test_a_lost_taint_and_another_deadline_are_put_right() -> None:
     full = patched(node([POOL]), marks.apply(node([POOL]), MARKS, NOW))
     lost = copy.deepcopy(full)
-    lost["spec"]["taints"] = [POOL, {**OURS, "value": "rebalance"}]
+    lost["spec"]["taints"] = [POOL, {**OURS, "value": "rebalance"}, CONTROLLERS]
     assert patched(lost, marks.apply(lost, MARKS, NOW)) == full
     sooner = Marks("eci-1", "reclaim", "eci", NOW - 30, NOW - 60)
     assert marks.read(patched(full, marks.apply(full, sooner, NOW))) == sooner
 
 
 def test_undoing_restores_the_node_exactly() -> None:
-    before = node([POOL, CONTROLLERS], {"a": "b"})
+    before = node([POOL, {"key": "node.kubernetes.io/disk-pressure", "effect": "NoSchedule"}], {"a": "b"})
     after = patched(before, marks.apply(before, MARKS, NOW))
     restored = patched(after, marks.undo(after))
     assert restored == before
@@ -148,7 +148,8 @@ def test_from_a_warning_to_a_reclamation_and_back(unschedulable: bool | None) ->
     before = node([POOL], {"a": "b"}, unschedulable)
     warned = patched(before, marks.apply(before, WARNING, NOW))
     reclaimed = patched(warned, marks.apply(warned, MARKS, NOW))
-    assert reclaimed["spec"] == {"taints": [POOL, OURS], "unschedulable": True}
+    cordon = [] if unschedulable else [CONTROLLERS]
+    assert reclaimed["spec"] == {"taints": [POOL, OURS, *cordon], "unschedulable": True}
     assert marks.read(reclaimed) == MARKS
     assert patched(reclaimed, marks.apply(reclaimed, WARNING, NOW)) == warned
     assert patched(reclaimed, marks.undo(reclaimed)) == before
@@ -181,7 +182,8 @@ def test_whatever_is_there_marks_are_whole_and_undone_whole(
     assert [one for one in after["spec"]["taints"] if one["key"] == mark["key"]] == [mark]
     assert marks.apply(after, wanted, NOW) == []
     foreign = [one for one in taints or [] if one["key"] != OURS["key"]]
-    assert [one for one in after["spec"]["taints"] if one["key"] != OURS["key"]] == foreign
+    cordon = [] if wanted.warns or unschedulable else [CONTROLLERS]
+    assert [one for one in after["spec"]["taints"] if one["key"] != OURS["key"]] == foreign + cordon
     restored = patched(after, marks.undo(after))
     assert restored["spec"].get("taints", []) == foreign
     assert bool(restored["spec"].get("unschedulable")) == bool(unschedulable)

@@ -9,7 +9,18 @@ from spot_training.node.notice import Nothing, Notice, Notices
 from spot_training.node.policy import NEAR_SECONDS, Policy, Response
 from tests.unit.node.api import Api
 from tests.unit.node.waiting import until
-from tests.unit.node.working import NODE, POOL, Script, drained, due, marked, unmarked, working, workload
+from tests.unit.node.working import (
+    CORDON,
+    NODE,
+    POOL,
+    Script,
+    drained,
+    due,
+    marked,
+    unmarked,
+    working,
+    workload,
+)
 
 REBALANCE = Notice("aws-rebalance-1", "rebalance", "aws", None)
 WARNED = {"key": "spot.training/reclaim", "value": "rebalance", "effect": "PreferNoSchedule"}
@@ -108,4 +119,4 @@ async def test_a_maintenance_that_comes_near_is_drained_for(api: Api) -> None:
         agent.situation.tell()
         await drained(api)
     hard = {**taint, "effect": "NoSchedule"}
-    assert api.nodes[NODE]["spec"] == {"taints": [POOL, hard], "unschedulable": True}
+    assert api.nodes[NODE]["spec"] == {"taints": [POOL, hard, CORDON], "unschedulable": True}

@@ -20,6 +20,7 @@ from tests.unit.node.waiting import until
 
 NODE = "spot-1"
 MARGIN = 5
+CORDON = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 TAINT = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
 POOL = {"key": "spot.training/capacity-type", "value": "spot", "effect": "NoSchedule"}
 
