@@ -327,22 +327,24 @@ class Cache:
     def _freshen(self) -> None:
         for uid in self._stale:
             job = self._index.starting.get(uid)
-            self.supply.version += self._reserved.put(uid, self._reservation(job) if job else None)
+            self.supply.version += self._reserved.put(uid, self._reserves(job) if job else ())
         self._stale.clear()
 
-    def _reservation(self, job: Job) -> Reservation | None:
-        """What a job whose attempt is starting reserves."""
+    def _reserves(self, job: Job) -> tuple[Reservation, ...]:
+        """What a job whose attempt is starting reserves, in each of its pools."""
         current = job.status.current
-        if current is None or current.pool not in self.pools.items:
-            return None
-        if current.queue and current.admitted_at is None:
-            return None
-        bound = sum(
-            1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
+        if current is None or (current.queue and current.admitted_at is None):
+            return ()
+        apart = len(current.on_demand.ranks) if current.on_demand is not None else 0
+        missing = dict(zip(current.pools, (job.replicas - apart, apart), strict=False))
+        for pod in self.pods_of(job.uid):
+            if pod.attempt == current.attempt and (pod.node or pod.ended):
+                missing[current.pool_of(pod.index)] -= 1
+        return tuple(
+            Reservation(pool, self.shape_of(job), pods, current.node or "")
+            for pool, pods in missing.items()
+            if pods > 0 and pool in self.pools.items
         )
-        if bound >= job.replicas:
-            return None
-        return Reservation(current.pool, self.shape_of(job), job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)

@@ -28,7 +28,7 @@ from spot_training.control.observations import (
     Opened,
     Recovered,
     WentBack,
-    charge,
+    charges,
     observations,
 )
 from spot_training.control.world import Job
@@ -156,9 +156,8 @@ class Metrics:
 
     def note_charge(self, job: Job, after: SpotTrainingJobStatus) -> None:
         """A job's status was written over that of ``job``: what it adds to the bill."""
-        found = charge(job.status, after)
-        if found is not None:
-            self._charges.add(job, found)
+        for each in charges(job.status, after):
+            self._charges.add(job, each)
 
 
 class _Jobs(Collector):

@@ -258,7 +258,8 @@ class Operator:
             self.placer.forget(before.key)
         for job in (before, after):
             if job is not None and job.status.current is not None:
-                self.pools.add_after(job.status.current.pool, POOL_REPORT_SECONDS)
+                for pool in job.status.current.pools:
+                    self.pools.add_after(pool, POOL_REPORT_SECONDS)
 
     def _take_pod(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         watched = self.cache.put_agent(raw, removed=type_ == "DELETED")
