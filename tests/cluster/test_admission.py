@@ -238,6 +238,10 @@ WRONG_POOLS: list[Row] = [
     ({"spec.pricePerNodeHour": "1e3"}, "spec.pricePerNodeHour", DECIMAL),
     ({"spec.onDemandPricePerNodeHour": "$4"}, "spec.onDemandPricePerNodeHour", DECIMAL),
     ({"spec.gpuResource": ""}, "spec.gpuResource", "should be at least 1 chars long"),
+    ({"spec.headroom": {"nodes": 1}}, "spec.headroom", "only an autoscaler can keep nodes warm"),
+    ({"spec.headroom": {}}, "spec.headroom.nodes", "Required value"),
+    ({"spec.headroom": {"nodes": -1}}, "spec.headroom.nodes", f"{MINIMUM} 0"),
+    ({"spec.headroom": {"nodes": 1, "gpusPerNode": 0}}, "spec.headroom.gpusPerNode", f"{MINIMUM} 1"),
     ({"spec.zone": "a"}, "spec.zone", "unknown field"),
     (
         {"spec.tolerations": [{"key": "k", "opperator": "Exists"}]},
@@ -426,6 +430,7 @@ def test_a_pool_with_everything(unique: str) -> None:
         ],
         gpuResource="amd.com/gpu",
         provisioning="Autoscaled",
+        headroom={"nodes": 2, "gpusPerNode": 8},
         maxInterruptionsPerHour=3,
         nodeDeletionMeansGone=True,
     )
