@@ -93,28 +93,30 @@ def headroom(
     warm = sum(1 for pod in good if pod.node in members and members[pod.node].ready)
     made = Headroom(wanted, warm, "", "", gpus, tuple(create), tuple(delete))
     waiting = next((pod.trouble for pod in good if not pod.node and pod.trouble), "")
-    return replace(made, **_said(pool, made, until, waiting[:MAX_TROUBLE], refused[:MAX_TROUBLE]))
+    reason, message = _said(pool, made, until, waiting[:MAX_TROUBLE], refused[:MAX_TROUBLE])
+    return replace(made, reason=reason, message=message)
 
 
-def _said(pool: Pool, made: Headroom, until: float | None, waiting: str, refused: str) -> dict[str, str]:
+def _said(pool: Pool, made: Headroom, until: float | None, waiting: str, refused: str) -> tuple[str, str]:
+    """Reason and message for the condition."""
     if not made.nodes:
-        return {"reason": "NotWanted", "message": "headroom.nodes is 0"}
+        return "NotWanted", "headroom.nodes is 0"
     some = f"{made.warm} of {made.nodes} nodes are kept warm"
     if until is not None:
         text = f"none is kept warm while the breaker is open, until {format_second(until)}"
-        return {"reason": "HeadroomPaused", "message": text}
+        return "HeadroomPaused", text
     if not made.gpus:
         text = (
             f"{some}: no node of the pool has {pool.spec.gpu_resource}, so that nobody knows how large one is; set "
             "headroom.gpusPerNode"
         )
-        return {"reason": "NodeSizeUnknown", "message": text}
+        return "NodeSizeUnknown", text
     if made.warm >= made.nodes:
-        return {"reason": "HeadroomWarm", "message": some}
+        return "HeadroomWarm", some
     if refused:
-        return {"reason": "HeadroomRefused", "message": f"{some}; {refused}"}
+        return "HeadroomRefused", f"{some}; {refused}"
     behind = f": {waiting}" if waiting else ""
-    return {"reason": "HeadroomPending", "message": f"{some}; the others wait for nodes{behind}"}
+    return "HeadroomPending", f"{some}; the others wait for nodes{behind}"
 
 
 def with_headroom(

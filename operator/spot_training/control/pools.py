@@ -60,7 +60,8 @@ class PoolReporter:
         status, story = with_headroom(pool, status, made, now)
         again = await self._write(pool, status, story, now)
         # A pool that has changed meanwhile is looked at anew before anything is made for it.
-        if again is not None and self._cache.pools.items[pool.name].status == status:
+        newest = self._cache.pools.items.get(pool.name)
+        if again is not None and newest is not None and newest.status == status:
             again = min(again, await self._keep(pool, made, self._placeholders))
         return again
 

@@ -110,6 +110,12 @@ def test_an_autoscaler_may_have_to_make_the_node_of_the_part() -> None:
     assert "b: for rank 0: 4 gangs wait for nodes of its autoscaler already" in busy.message
 
 
+def test_a_gang_that_queues_needs_no_room_and_gets_both_pools() -> None:
+    supply = Supply.of([], [pool("a"), on_demand()])
+    made = decide(gang(queued=True), supply=supply)["gang"]
+    assert (made.pool, made.beside, made.provisioned) == ("a", "b", False)
+
+
 def test_where_the_whole_may_stand_in_it_does_when_no_spot_pool_has_room() -> None:
     supply = Supply.of([*nodes(1), *nodes(3, "b")], [pool("a"), on_demand()])
     one = waiting("gang", 3, apart=Apart(1, "rank 0"))

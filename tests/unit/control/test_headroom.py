@@ -1,12 +1,14 @@
 """Nodes kept warm: as many as are asked for and never more, given up to whoever comes, and counted as free."""
 
 import dataclasses
+import signal
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot_training.__main__ import main
 from spot_training.api.pool import InterruptionCount, Interruptions, SpotPoolStatus
 from spot_training.api.times import format_second
 from spot_training.cluster.client import ApiError, Client
@@ -211,6 +213,16 @@ def test_what_it_holds_is_free_for_jobs() -> None:
     cache.remove_pod(raw)
     assert cache.placeholders("a") == ()
     assert cache.supply.fit("a", four).slots == 1
+
+
+def test_its_program_ends_when_it_is_told_to_though_nobody_handles_the_signal() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        signal.raise_signal(signal.SIGTERM)
+        assert main(["pause"]) == 0
+        assert signal.SIGTERM not in signal.sigpending(), "it was taken"
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # What is said
