@@ -92,9 +92,19 @@ def announce(draft: Draft) -> None:
         draft.tell("OnDemandRanks", f"{message[0].upper()}{message[1:]}")
         if conditions.find(draft.status.conditions, "BudgetExhausted"):
             draft.condition("BudgetExhausted", False, "BudgetLeft", message)
-    elif spec.on_demand.ranks and current.terms is not None and current.terms.capacity_type == "Spot":
-        why = _exhausted(draft, _refused(draft, len(spec.on_demand.ranks)))
-        message = f"{_named(spec.on_demand.ranks)}: on spot machines with the others; {why}"
-        draft.condition("OnDemand", False, "BudgetExhausted", message)
-        draft.condition("BudgetExhausted", True, "BudgetExhausted", message)
-        draft.tell("RanksOnSpot", f"Attempt {current.attempt} has {message}", type_="Warning")
+    elif current.terms is not None and current.terms.capacity_type == "Spot" and (why := note_unpaid(draft)):
+        draft.condition("OnDemand", False, "BudgetExhausted", why)
+        draft.tell("RanksOnSpot", f"Attempt {current.attempt} has {why}", type_="Warning")
+
+
+def note_unpaid(draft: Draft) -> str:
+    """Say that the budget does not pay for the named ranks, and return it; an empty string where it does."""
+    ranks = draft.job.spec.on_demand.ranks
+    why = _exhausted(draft, _refused(draft, len(ranks))) if ranks else ""
+    if not ranks or not why:
+        return ""
+    message = f"{_named(ranks)} on spot machines with the others; {why}"
+    if not conditions.is_true(draft.status.conditions, "BudgetExhausted"):
+        draft.tell("BudgetExhausted", message, type_="Warning")
+    draft.condition("BudgetExhausted", True, "BudgetExhausted", message)
+    return message

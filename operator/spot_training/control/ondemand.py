@@ -81,6 +81,8 @@ def _no_spot_since(draft: Draft) -> float:
 
 def note_search(draft: Draft, wanted: Request, choice: Choice) -> None:
     """Remember since when no spot pool has had room, and say where money is what is missing."""
+    if choice.pool is None:
+        apart.note_unpaid(draft)
     if draft.job.spec.on_demand.policy != "WhenNoSpot":
         return
     pool = draft.world.pools.get(choice.pool) if choice.pool else None

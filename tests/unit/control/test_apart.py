@@ -43,7 +43,7 @@ def test_the_rest_goes_to_a_spot_pool_and_the_part_to_an_on_demand_one() -> None
     made = decide(gang(), supply=supply)["gang"]
     assert (made.pool, made.beside) == ("a", "b")
     assert made.shares(3) == {"a": 2, "b": 1}
-    assert made.chosen.startswith("pool a, and b for rank 0")
+    assert made.chosen.startswith("pool a, and b for rank 0; score")
 
 
 def test_without_room_for_the_part_nothing_is_given() -> None:
@@ -229,7 +229,7 @@ def test_when_its_money_is_used_up_the_gang_stops_in_order_and_goes_on_on_spot_m
     assert made.current.on_demand is None, "both of them on spot machines"
     assert made.why("OnDemand") == ("False", "BudgetExhausted")
     assert (
-        "rank 0: on spot machines with the others; b: on-demand, and 0." in made.condition("OnDemand").message
+        "rank 0 on spot machines with the others; b: on-demand, and 0." in made.condition("OnDemand").message
     )
     assert made.why("BudgetExhausted")[0] == "True"
     assert made.status.cost is not None
@@ -249,6 +249,21 @@ def test_more_money_counts_from_the_next_attempt_on() -> None:
     until(made, 2)
     assert made.current.on_demand is not None
     assert made.why("BudgetExhausted") == ("False", "BudgetLeft")
+
+
+def test_who_waits_for_spot_machines_for_all_of_its_ranks_says_so_once() -> None:
+    made = scene(onDemand={"maxCost": "0.10"})
+    for name in ("a1", "a2"):
+        made.on_node(name, schedulable=False)
+    made.step()
+    assert made.status.current is None
+    assert made.why("BudgetExhausted") == ("True", "BudgetExhausted")
+    assert "rank 0 on spot machines with the others; b: on-demand, and 0.10 is left" in (
+        made.condition("BudgetExhausted").message
+    )
+    assert [story.reason for story in made.plan.stories].count("BudgetExhausted") == 1
+    made.step(60)
+    assert made.plan.stories == ()
 
 
 def test_kubelet_that_ended_the_named_pod_while_nobody_was_there_is_no_failure() -> None:

@@ -184,8 +184,11 @@ class _Pass:
             self._provisioning[beside] = self._provisioning.get(beside, 0) + 1
         elif not job.request.queued:
             self._ledger.take(beside, job.shape, apart.pods, avoid)
+        # What is said of it as a pool for the whole gang is of no interest now.
         later = {name: why for name, why in made.later.items() if name != beside}
-        return replace(made, beside=beside, later=later, provisioned=made.provisioned or provisioned)
+        refused = {name: verdict for name, verdict in made.refused.items() if name != beside}
+        waits = made.provisioned or provisioned
+        return replace(made, beside=beside, later=later, refused=refused, provisioned=waits)
 
     def _order(self, job: Waiting) -> list[str]:
         """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
