@@ -56,6 +56,14 @@ class Terms(StatusModel):
     budget_seconds: int | None = None
 
 
+class OnDemandRanks(StatusModel):
+    """Ranks of an attempt that run on an on-demand pool, while the others are on the attempt's own, a spot pool."""
+
+    ranks: Annotated[list[int], Field(max_length=64)]
+    pool: Word
+    terms: Terms
+
+
 class Stop(StatusModel):
     """The decision to stop the attempt. It cannot be taken back; its deadline only tightens.
 
@@ -109,11 +117,33 @@ class Current(StatusModel):
     started_at: Time | None = None
     running_at: Time | None = None
     terms: Terms | None = None
+    on_demand: OnDemandRanks | None = Field(
+        None, description="Ranks that run apart from the others, as onDemand.ranks named them."
+    )
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
     undecided: Annotated[list[UndecidedExit], Field(max_length=1000)] = []
     end: End | None = None
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pools that its pods are made in."""
+        return (self.pool,) if self.on_demand is None else (self.pool, self.on_demand.pool)
+
+    def is_apart(self, index: int) -> bool:
+        """Whether the rank runs on the on-demand pool while others do not."""
+        return self.on_demand is not None and index in self.on_demand.ranks
+
+    def pool_of(self, index: int) -> str:
+        """The pool that the rank's pod is made in."""
+        return self.on_demand.pool if self.on_demand is not None and self.is_apart(index) else self.pool
+
+    def terms_of(self, index: int) -> Terms:
+        """The rank's terms; those of an attempt that an older version opened say nothing of prices."""
+        if self.on_demand is not None and self.is_apart(index):
+            return self.on_demand.terms
+        return self.terms or Terms()
 
 
 class Demotion(StatusModel):

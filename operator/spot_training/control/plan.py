@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from spot_training.api.status import Current, Demotion, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions, ondemand, spending
+from spot_training.control import apart, conditions, ondemand, paying, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
@@ -22,7 +22,7 @@ from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.backoff import delay
 from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS
-from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
+from spot_training.control.setbacks import healthy, late_pools, note_end, ran_long, unstarted_streak
 from spot_training.control.starting import QUEUED, starting
 from spot_training.control.suitability import note_proven, unsuited
 from spot_training.control.world import Ask, Job, Refusal, World
@@ -84,7 +84,7 @@ def _count(draft: Draft) -> None:
     elif end.cls == "Disruption":
         _count_disruption(draft, end)
     elif (unsuitable := unsuited(draft)) is not None:
-        _avoid(draft, current.pool, unsuitable)
+        _avoid(draft, *unsuitable)
     elif end.cls == "Failure":
         streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
@@ -98,8 +98,8 @@ def _count(draft: Draft) -> None:
             )
     elif end.cls == "NotStarted":
         _retry_after(draft, unstarted_streak(draft, end.reason))
-        if end.reason == "ProvisionTimeout":
-            _demote(draft, current.pool, end.reason)
+        for pool in late_pools(draft):
+            _demote(draft, pool, end.reason)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
@@ -115,7 +115,8 @@ def _count_disruption(draft: Draft, end: End) -> None:
     draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
     _retry_after(draft, streak - 1)
     if end.reason == "Reclaimed":
-        _demote(draft, draft.current.pool, end.reason)
+        stop = draft.current.stop
+        _demote(draft, draft.pool_on(stop.node if stop else None), end.reason)
     if limit is not None and draft.status.disruptions > limit:
         _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
 
@@ -202,7 +203,7 @@ def _next(draft: Draft) -> None:
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = claim_trouble(draft) or resume_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft) or apart.trouble(draft)
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
@@ -265,6 +266,7 @@ def _place(draft: Draft) -> None:
     request = draft.request = replace(
         wanted,
         refused={**wanted.refused, **shut},
+        apart=wanted.apart and replace(wanted.apart, refused={**wanted.apart.refused, **shut}),
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
         priority=draft.status.priority,
@@ -293,7 +295,7 @@ def _place(draft: Draft) -> None:
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     reason = "Provisioning" if choice.provisioned else "PoolChosen"
     draft.condition("CapacityAvailable", True, reason, choice.chosen)
-    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
+    terms = paying.terms(draft, draft.world.pools[choice.pool], job.spec.replicas)
     draft.set(
         current=Current(
             attempt=number,
@@ -304,6 +306,7 @@ def _place(draft: Draft) -> None:
             one_node=request.one_node or None,
             node=choice.node or None,
             terms=terms,
+            on_demand=apart.opened(draft, choice),
             queue=job.queue or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
@@ -313,7 +316,9 @@ def _place(draft: Draft) -> None:
     )
     ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
-    draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+    draft.tell(
+        "AttemptStarted", f"Attempt {number} opens on pool {' and '.join(draft.current.pools)}{passed}"
+    )
 
 
 def _shut(demotion: Demotion) -> tuple[str, str]:
@@ -345,12 +350,15 @@ def _summarize(draft: Draft) -> None:
         draft.why = (reason, f"{current.stop.cause}: {current.stop.message}; {message}")
     elif current.running_at is not None:
         phase, running = "Running", True
-        draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
+        draft.why = ("Running", f"attempt {current.attempt} runs on pool {' and '.join(current.pools)}")
     else:
         reason, said = starting(draft)
         phase = "Recovering" if interrupted else "Pending" if reason == QUEUED else "Starting"
         behind = f"; {said}" if said else ""
-        draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
+        draft.why = (
+            reason,
+            f"attempt {current.attempt} starts on pool {' and '.join(current.pools)}{behind}",
+        )
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])
     if phase == "Recovering" or conditions.find(draft.status.conditions, "Recovering"):
         draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
@@ -368,7 +376,8 @@ def _note_agents(draft: Draft) -> None:
     pool = draft.pool
     if pool is None or pool.spec.capacity_type != "Spot":
         return
-    bare = sorted({ref.name for ref in current.nodes} - draft.world.agents)
+    spot = {ref.name for ref in current.nodes if not current.is_apart(ref.index)}
+    bare = sorted(spot - draft.world.agents)
     known = conditions.is_true(draft.status.conditions, "AgentMissing")
     if not bare:
         if known:

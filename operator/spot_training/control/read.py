@@ -57,6 +57,8 @@ def read_pool(raw: Json) -> Pool:
         spec=SpotPoolSpec.model_validate(raw["spec"]),
         generation=raw["metadata"].get("generation", 0),
         status=SpotPoolStatus.model_validate(raw.get("status") or {}),
+        uid=raw["metadata"].get("uid", ""),
+        deleting="deletionTimestamp" in raw["metadata"],
     )
 
 
@@ -116,9 +118,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
     meta, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     labels = meta.get("labels") or {}
     owner: Json = next((each for each in meta.get("ownerReferences") or () if each.get("controller")), {})
-    ours = owner.get("kind") == names.JOB_KIND and str(owner.get("apiVersion", "")).startswith(
-        names.GROUP + "/"
-    )
+    ours = str(owner.get("apiVersion", "")).startswith(names.GROUP + "/")
     common: dict[str, Any] = {
         "namespace": meta["namespace"],
         "name": meta["name"],
@@ -129,7 +129,17 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "removed": removed,
         "ended": _ended(spec, status),
     }
-    if not ours:
+    # A job's pods push away only what has a lower priority.
+    if ours and owner["kind"] == names.POOL_KIND and (spec.get("priority") or 0) < 0:
+        return Pod(
+            **common,
+            pool=str(owner["name"]),
+            made_from=str((meta.get("annotations") or {}).get(names.MADE_FROM) or ""),
+            index=_number(labels.get(names.LABEL_INDEX)),
+            deleting="deletionTimestamp" in meta,
+            trouble=_trouble(status),
+        )
+    if not ours or owner["kind"] != names.JOB_KIND:
         return Pod(**common)
     deleted_at = seconds(meta.get("deletionTimestamp"))
     main: Json = next(

@@ -12,6 +12,19 @@ def ran_long(draft: Draft) -> bool:
     return running is not None and (told or draft.now) - running >= HEALTHY_SECONDS
 
 
+def late_pools(draft: Draft) -> list[str]:
+    """The pools whose pods had not started when the attempt ended because its gang was not whole in time."""
+    current, pods = draft.current, draft.pods()
+    if current.end is None or current.end.reason != "ProvisionTimeout":
+        return []
+    late = {
+        current.pool_of(index)
+        for index in range(current.replicas or draft.job.spec.replicas)
+        if index not in pods or pods[index].started_at is None
+    }
+    return sorted(late) or [current.pool]
+
+
 def healthy(draft: Draft) -> bool:
     """Whether the attempt ran long enough, or saved, so that the program's trouble before it is over."""
     started = moment(draft.current.started_at)

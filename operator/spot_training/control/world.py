@@ -91,7 +91,8 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request.
+    """A pod, trimmed. ``job_uid`` is empty for pods that are no job's: they only use what they request, but for those
+    that keep a node of ``pool`` warm, which use nothing; ``made_from`` tells of these what they were made from.
 
     ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
     ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
@@ -108,6 +109,8 @@ class Pod:
     job: str = ""
     claim: str = ""
     job_uid: str = ""
+    pool: str = ""
+    made_from: str = ""
     attempt: int = 0
     index: int = 0
     deleting: bool = False
@@ -176,6 +179,8 @@ class Pool:
     spec: SpotPoolSpec
     generation: int = 0
     status: SpotPoolStatus = field(default_factory=SpotPoolStatus)
+    uid: str = ""
+    deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
