@@ -127,6 +127,19 @@ class Demotion(StatusModel):
     times: int = 1
 
 
+class PoolBackoff(StatusModel):
+    """Setbacks of the job in a row on a pool: its machines were taken or lost, or did not take the gang in.
+
+    ``next_try_at``: the pool is not tried before; absent where it may be tried at once. ``at``: of the last setback.
+    """
+
+    pool: Word
+    setbacks: int
+    reason: Word
+    at: Time
+    next_try_at: Time | None = None
+
+
 class Fallback(StatusModel):
     """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
 
@@ -238,7 +251,15 @@ class SpotTrainingJobStatus(StatusModel):
     failure_streak: int = 0
     disruption_streak: int = 0
     start_streak: int = 0
-    next_try_at: Time | None = None
+    next_try_at: Time | None = Field(None, description="When it is tried again, at the latest.")
+    next_try_pool: Word | None = Field(
+        None,
+        description="The pool that nextTryAt is of: others may be tried earlier. Absent: no pool is tried before.",
+    )
+    pool_backoffs: Annotated[list[PoolBackoff], Field(max_length=64)] = []
+    paced_until: Time | None = Field(
+        None, description="Each setback moves it on; far ahead, it holds the next try back on every pool."
+    )
     priority: int = Field(
         0, description="Of the template's priorityClassName, as the API server resolves it."
     )

@@ -12,6 +12,7 @@ from spot_training.api.status import (
     Demotion,
     End,
     Interruption,
+    PoolBackoff,
     SpotTrainingJobStatus,
     Stop,
     SuspectNode,
@@ -132,6 +133,22 @@ def statuses(draw: st.DrawFn, replicas: int) -> SpotTrainingJobStatus:
             )
         ),
         next_try_at=draw(st.none() | stamps),
+        next_try_pool=draw(st.sampled_from([None, None, "a", "gone"])),
+        pool_backoffs=draw(
+            st.lists(
+                st.builds(
+                    PoolBackoff,
+                    pool=st.sampled_from(["a", "b", "gone"]),
+                    setbacks=st.integers(1, 40),
+                    reason=st.just("Word"),
+                    at=past,
+                    next_try_at=st.none() | stamps,
+                ),
+                max_size=3,
+                unique_by=lambda each: each.pool,
+            )
+        ),
+        paced_until=draw(st.none() | stamps),
         start_time=draw(maybe),
         current=current,
         completion_time=draw(maybe),
@@ -170,7 +187,8 @@ def scenes(draw: st.DrawFn) -> Scene:
                 del scene.nodes[name]
     scene.claim = draw(st.sampled_from([scene.claim, None, Claim("claim", "u", deleting=True)]))
     scene.dry_run = Refusal("no", temporary=True) if draw(st.booleans()) else True
-    scene.refused = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    # Of an attempt that is not open yet nothing can have been refused.
+    scene.refused = draw(st.sampled_from([0, 0, 1, 2])) if scene.status.current is not None else 0
     scene.obstacle = "not all could be created: no" if scene.refused else ""
     scene.leases = {name: NOW + draw(times) for name in NODES}
     return scene
