@@ -15,8 +15,11 @@ MAX_TIMELINE = 20
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
+EndClass = Literal[
+    "Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released", "Blocked"
+]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
+``Blocked`` (it could not save, for its claim is full),
 ``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
 was used up, or there was room on spot machines again) are not."""
 
@@ -140,6 +143,20 @@ class PoolBackoff(StatusModel):
     next_try_at: Time | None = None
 
 
+class FullClaim(StatusModel):
+    """The checkpoint claim was found full, so many ``times`` in a row, the last ``at``.
+
+    ``uid`` and ``capacity`` of the claim, and the job's ``generation``, as they were then: what has changed since may
+    have made room.
+    """
+
+    at: Time
+    times: int
+    uid: Word | None = None
+    capacity: Word | None = None
+    generation: int
+
+
 class Fallback(StatusModel):
     """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
 
@@ -260,6 +277,7 @@ class SpotTrainingJobStatus(StatusModel):
     paced_until: Time | None = Field(
         None, description="Each setback moves it on; far ahead, it holds the next try back on every pool."
     )
+    full_claim: FullClaim | None = None
     priority: int = Field(
         0, description="Of the template's priorityClassName, as the API server resolves it."
     )

@@ -7,7 +7,7 @@ a stale view fails at the write and has done nothing.
 
 from dataclasses import replace
 
-from spot_training.api.status import Current
+from spot_training.api.status import Current, End
 from spot_training.api.times import format_time
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.attempt import observe, past_deadline
@@ -19,6 +19,7 @@ from spot_training.control.claims import (
     source_of,
 )
 from spot_training.control.draft import Draft, Plan, moment
+from spot_training.control.fullclaim import note_full, note_tried, release, why_waiting
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS, Choice
 from spot_training.control.setbacks import (
@@ -74,8 +75,7 @@ def _wake_for_ttl(draft: Draft) -> None:
 
 def _count(draft: Draft) -> None:
     """Count the end of the attempt, and give up where a limit is reached."""
-    current, status, recovery = draft.current, draft.status, draft.job.spec.recovery
-    end = current.end
+    current, end = draft.current, draft.current.end
     if end is None:
         return
     _count_lost(draft)
@@ -83,6 +83,18 @@ def _count(draft: Draft) -> None:
     ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)
+    full = note_full(draft)
+    _count_by_class(draft, end)
+    if draft.status.phase not in ("Succeeded", "Failed"):
+        if full and draft.status.full_claim is not None:
+            retry_after(draft, draft.status.full_claim.times, at_least=True)
+        draft.tell(
+            "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
+        )
+
+
+def _count_by_class(draft: Draft, end: End) -> None:
+    status, recovery = draft.status, draft.job.spec.recovery
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
@@ -111,10 +123,6 @@ def _count(draft: Draft) -> None:
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
-    if draft.status.phase not in ("Succeeded", "Failed"):
-        draft.tell(
-            "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
-        )
 
 
 def _count_lost(draft: Draft) -> None:
@@ -166,10 +174,12 @@ def _next(draft: Draft) -> None:
     if spec.suspend:
         draft.why = ("Suspended", "spec.suspend is true; set it to false to go on")
         return
+    release(draft)
     due = moment(draft.status.next_try_at)
     if due is not None and draft.now < due:
         draft.wake(due)
-        draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{_after_what(draft)}")
+        backoff = "BackOff", f"next try at {draft.status.next_try_at}{_after_what(draft)}"
+        draft.why = why_waiting(draft) or backoff
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
         if not (refused and held is not None and held.observed_generation != draft.job.generation):
@@ -180,8 +190,7 @@ def _next(draft: Draft) -> None:
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
-    if conditions.find(draft.status.conditions, "ClaimReady"):
-        draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
+    note_tried(draft)
     if _accepted(draft):
         _place(draft)
 

@@ -36,9 +36,14 @@ def healthy(draft: Draft) -> bool:
     return ran_long(draft) or (started is not None and saved is not None and saved > started)
 
 
-def retry_after(draft: Draft, streak: int) -> None:
-    """Let the job wait, whatever the pool, after the ``streak``-th end of its kind in a row."""
+def retry_after(draft: Draft, streak: int, at_least: bool = False) -> None:
+    """Let the job wait, whatever the pool, after the ``streak``-th end of its kind in a row.
+
+    ``at_least``: where it waits for longer already, it does so.
+    """
     seconds = _delay(draft, streak)
+    if at_least and (moment(draft.status.next_try_at) or 0.0) > draft.now + seconds:
+        return
     draft.set(next_try_at=draft.stamp(draft.now + seconds) if seconds else None, next_try_pool=None)
 
 

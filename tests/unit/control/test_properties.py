@@ -11,6 +11,7 @@ from spot_training.api.status import (
     Current,
     Demotion,
     End,
+    FullClaim,
     Interruption,
     PoolBackoff,
     SpotTrainingJobStatus,
@@ -29,7 +30,9 @@ times = st.sampled_from([-400.0, -61.0, -7.25, 0.0, 45.5])
 stamps = times.map(lambda at: format_time(NOW + at))
 past = st.sampled_from([-400.0, -61.0, -7.25, 0.0]).map(lambda at: format_time(NOW + at))
 maybe = st.none() | past
-classes = st.sampled_from(["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"])
+classes = st.sampled_from(
+    ["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Blocked"]
+)
 reports = st.none() | st.builds(
     Report,
     reason=st.sampled_from(["", "Running", "Preempted", "Completed", "Failed"]),
@@ -149,6 +152,17 @@ def statuses(draw: st.DrawFn, replicas: int) -> SpotTrainingJobStatus:
             )
         ),
         paced_until=draw(st.none() | stamps),
+        full_claim=draw(
+            st.none()
+            | st.builds(
+                FullClaim,
+                at=past,
+                times=st.integers(1, 40),
+                uid=st.sampled_from(["claim-uid", "old"]),
+                capacity=st.sampled_from([None, "1Gi"]),
+                generation=st.integers(0, 1),
+            )
+        ),
         start_time=draw(maybe),
         current=current,
         completion_time=draw(maybe),
