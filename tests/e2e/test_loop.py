@@ -104,9 +104,7 @@ def test_a_gang_of_which_one_node_is_reclaimed_stops_and_resumes_whole() -> None
     assert story["savedStep"] == story["reachedStep"] == story["resumedStep"] >= 35
 
 
-def test_a_node_that_goes_silent_costs_the_steps_since_the_last_save_and_does_no_harm_when_it_is_back() -> (
-    None
-):
+def test_a_silent_node_costs_the_steps_since_the_last_save_and_does_no_harm_when_it_is_back() -> None:
     """Two nodes at once, for the cluster takes its time to miss them: one is dead, the other is frozen."""
     expected = undisturbed_weights(1)
     train("vanished", pace=0.15, pools=["spot-a"])
@@ -128,7 +126,8 @@ def test_a_node_that_goes_silent_costs_the_steps_since_the_last_save_and_does_no
     late = _steps_saved_until_ended("frozen", attempt=1) - before
     assert late, f"attempt 1 has written nothing since its node is back, only {before}: no fence was needed"
     # What it wrote is whole, and newer than what the second attempt began with: the third must not take it.
-    assert jobs.status("frozen")["current"]["attempt"] == 2, jobs.describe("frozen")
+    state = jobs.status("frozen")
+    assert (state["phase"], state["current"]["attempt"]) == ("Running", 2), jobs.describe("frozen")
     kubectl("delete", "pod", "frozen-2-0", "--wait=false")
     _finished_like(expected, "vanished", disruptions=1)
     (story,) = jobs.status("vanished")["timeline"]
