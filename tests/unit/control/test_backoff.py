@@ -1,11 +1,14 @@
 """Backoff: a pool's setbacks delay the next try there and nowhere else; attempts are bounded over all pools."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot_training.api.status import PoolBackoff
+from spot_training.api.times import format_time
 from spot_training.control.observations import DISRUPTIONS, FAILURES, NOT_STARTED
 from spot_training.control.policies.backoff import (
     FORGOTTEN_SECONDS,
@@ -16,6 +19,7 @@ from spot_training.control.policies.backoff import (
 )
 from spot_training.control.world import Exit
 from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, spec
+from tests.unit.control.test_on_demand import on_demand, spot_is_back
 from tests.unit.control.test_setbacks import ATTEMPTS_AN_HOUR, Flapping
 
 SLOW: dict[str, Any] = {"backoff": {"initialSeconds": 100, "maxSeconds": 150}}
@@ -174,6 +178,25 @@ def test_a_spot_pool_that_waits_is_not_one_without_room() -> None:
     scene.on_node("a1", schedulable=False).on_node("a2", schedulable=False)
     scene.run(scene.left(scene.status.next_try_at))
     assert (scene.current.attempt, scene.current.pool) == (3, "b")
+
+
+def test_a_job_on_on_demand_machines_does_not_go_back_to_a_spot_pool_that_waits() -> None:
+    scene = on_demand(onDemand={"maxCost": "99.00"})
+    waits = PoolBackoff(
+        pool="a",
+        setbacks=3,
+        reason="NodeLost",
+        at=format_time(scene.now),
+        next_try_at=format_time(scene.now + 100),
+    )
+    known = scene.status.model_copy(update={"pool_backoffs": [waits]})
+    scene.job = dataclasses.replace(scene.job, status=known)
+    spot_is_back(scene)
+    scene.step(60)
+    assert scene.status.fallback is None or scene.status.fallback.spot_since is None
+    scene.step(60)
+    assert scene.status.fallback is not None
+    assert scene.status.fallback.spot_since == format_time(scene.now)
 
 
 # The bound
