@@ -15,8 +15,11 @@ MAX_TIMELINE = 20
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
+EndClass = Literal[
+    "Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released", "Blocked"
+]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
+``Blocked`` (it could not save, for its claim is full),
 ``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
 was used up, or there was room on spot machines again) are not."""
 
@@ -157,6 +160,33 @@ class Demotion(StatusModel):
     times: int = 1
 
 
+class PoolBackoff(StatusModel):
+    """Setbacks of the job in a row on a pool: its machines were taken or lost, or did not take the gang in.
+
+    ``next_try_at``: the pool is not tried before; absent where it may be tried at once. ``at``: of the last setback.
+    """
+
+    pool: Word
+    setbacks: int
+    reason: Word
+    at: Time
+    next_try_at: Time | None = None
+
+
+class FullClaim(StatusModel):
+    """The checkpoint claim was found full, so many ``times`` in a row, the last ``at``.
+
+    ``uid`` and ``capacity`` of the claim, and the job's ``generation``, as they were then: what has changed since may
+    have made room.
+    """
+
+    at: Time
+    times: int
+    uid: Word | None = None
+    capacity: Word | None = None
+    generation: int
+
+
 class Fallback(StatusModel):
     """Since when no spot pool has had room for the job; and, on on-demand machines, since when one has again."""
 
@@ -268,7 +298,16 @@ class SpotTrainingJobStatus(StatusModel):
     failure_streak: int = 0
     disruption_streak: int = 0
     start_streak: int = 0
-    next_try_at: Time | None = None
+    next_try_at: Time | None = Field(None, description="When it is tried again, at the latest.")
+    next_try_pool: Word | None = Field(
+        None,
+        description="The pool that nextTryAt is of: others may be tried earlier. Absent: no pool is tried before.",
+    )
+    pool_backoffs: Annotated[list[PoolBackoff], Field(max_length=64)] = []
+    paced_until: Time | None = Field(
+        None, description="Each setback moves it on; far ahead, it holds the next try back on every pool."
+    )
+    full_claim: FullClaim | None = None
     priority: int = Field(
         0, description="Of the template's priorityClassName, as the API server resolves it."
     )

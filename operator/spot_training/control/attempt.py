@@ -240,7 +240,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
         )
         return
     cls: EndClass = "Disruption"
-    if judgement.cls in ("Failure", "NotStarted"):
+    if judgement.cls in ("Failure", "NotStarted", "Blocked"):
         cls = judgement.cls
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
     stop_attempt(draft, judgement.reason, cls, message, node=name)
@@ -322,6 +322,9 @@ def _settle_undecided(draft: Draft) -> None:
         sure = pod.disruption or pod.status_reason in POD_STATUS_REASONS or why.reason == "NodeRestarted"
         if why.cls == "Disruption" and sure:
             _decide(draft, "Disruption", why.reason, f"rank {pod.index}, a peer: {why.message}")
+            return
+        if why.cls == "Blocked":
+            _decide(draft, "Blocked", why.reason, f"rank {pod.index}, a peer: {why.message}")
             return
     peers: list[str] = []
     for ref in current.nodes:

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 from spot_training.api.status import Phase, SpotTrainingJobStatus
 from spot_training.control.charges import Charges
 from spot_training.control.observations import (
+    ClaimFilled,
     Counted,
     MoneyRanOut,
     Opened,
@@ -94,6 +95,9 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self._claims_full = Counter(
+            "spot_operator_claims_full", "Attempts that found their checkpoint claim full", registry=registry
+        )
         self.price_troubles = Gauge(
             "spot_operator_price_troubles", "Bad entries of the price file", registry=registry
         )
@@ -154,6 +158,8 @@ class Metrics:
                     self._recovery.labels(pool).observe(seconds)
                 case MoneyRanOut():
                     self._ran_out.inc()
+                case ClaimFilled():
+                    self._claims_full.inc()
                 case WentBack(pool=pool):
                     self._went_back.labels(pool).inc()
 

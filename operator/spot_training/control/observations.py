@@ -72,7 +72,12 @@ class WentBack:
     pool: str
 
 
-Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack
+@dataclass(frozen=True, slots=True)
+class ClaimFilled:
+    """An attempt found its checkpoint claim full."""
+
+
+Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack | ClaimFilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,8 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
         found.append(MoneyRanOut())
     if opened is not None and _stopped_for(after) == "BackToSpot" != _stopped_for(before):
         found.append(WentBack(opened.pool))
+    if after.full_claim is not None and after.full_claim != before.full_claim:
+        found.append(ClaimFilled())
     back = {each.attempt for each in before.timeline if each.resumed_at is not None}
     for entry in after.timeline:
         seconds = _recovery(entry, after) if entry.attempt not in back else None
@@ -180,7 +187,8 @@ def _known(reason: str, table: Set[str]) -> str:
 def _recovery(entry: Interruption, after: SpotTrainingJobStatus) -> float | None:
     """Seconds from stop to the whole gang running; None where it is not, or where the user held it back meanwhile."""
     stopped, resumed = moment(entry.stopped_at), moment(entry.resumed_at)
-    if stopped is None or resumed is None:
+    if stopped is None or resumed is None or entry.reason == "ClaimFull":
+        # How long somebody takes to make room says nothing of how soon a pool has machines again.
         return None
     held = find(after.conditions, "Suspended")
     if held is not None and (moment(held.last_transition_time) or 0.0) > stopped:

@@ -22,7 +22,7 @@ from spot_training.control.policies.price import (
     too_dear,
     write_amount,
 )
-from spot_training.control.setbacks import late_pools
+from spot_training.control.setbacks import backing_off, late_pools
 from spot_training.control.spending import rank_rate, terms_of
 from spot_training.control.stopping import stop_attempt
 from spot_training.control.world import Job, Pod, Pool, World
@@ -67,11 +67,27 @@ def _not_yet(draft: Draft) -> tuple[str, str] | None:
     if wanted.policy != "WhenNoSpot":
         only = " (it is for onDemand.ranks only)" if wanted.ranks else ""
         return "OnDemandNotAllowed", f"on-demand, and onDemand.policy is {wanted.policy}{only}"
+    untried = _untried(draft)
+    if untried is not None:
+        return "OnDemandLater", f"on-demand, not before spot pool {untried} has been tried again"
     due = _no_spot_since(draft) + wanted.after_seconds
     if draft.now < due:
         draft.wake(due)
         return "OnDemandLater", f"on-demand, from {draft.stamp(due)} on (onDemand.afterSeconds)"
     return None
+
+
+def _untried(draft: Draft) -> str | None:
+    """A spot pool that backs off, so that nobody knows whether it has room; None once the wait for room has begun."""
+    if draft.status.fallback is not None and draft.status.fallback.no_spot_since is not None:
+        return None
+    pools, wanted = draft.world.pools, draft.job.spec.pools
+    spot = [
+        name
+        for name in backing_off(draft)
+        if (not wanted or name in wanted) and name in pools and pools[name].spec.capacity_type == "Spot"
+    ]
+    return spot[0] if spot else None
 
 
 def _no_spot_since(draft: Draft) -> float:
@@ -86,7 +102,7 @@ def note_search(draft: Draft, wanted: Request, choice: Choice) -> None:
     if draft.job.spec.on_demand.policy != "WhenNoSpot":
         return
     pool = draft.world.pools.get(choice.pool) if choice.pool else None
-    if pool is None or pool.spec.capacity_type == "OnDemand":
+    if (pool is None or pool.spec.capacity_type == "OnDemand") and _untried(draft) is None:
         remember(draft, no_spot_since=draft.stamp(_no_spot_since(draft)))
     for name, (word, why) in wanted.refused.items():
         if word == "BudgetExhausted" and choice.pool is None:

@@ -11,7 +11,7 @@ from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
 from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
-from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
+from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS, VOLUME_FULL
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
 from spot_training.control.policies.needs import capacity, pod_needs
 from spot_training.control.policies.price import read_price
@@ -74,6 +74,7 @@ def read_claim(raw: Json) -> Claim:
         owner_uids=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
         made_for=(meta.get("labels") or {}).get(names.LABEL_JOB, ""),
         volume=(raw.get("spec") or {}).get("volumeName") or "",
+        capacity=str(((raw.get("status") or {}).get("capacity") or {}).get("storage") or "")[:256],
     )
 
 
@@ -304,6 +305,7 @@ def _report(said: Json) -> Report:
         checkpoint_step=whole("checkpointStep"),
         checkpoint_time=saved,
         resumed_step=whole("resumedStep"),
+        volume_full=VOLUME_FULL in (word("reason"), word("saveTrouble")),
         extras=_extras(said.get("extras")),
     )
 

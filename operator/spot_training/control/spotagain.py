@@ -17,6 +17,7 @@ from spot_training.control.policies.fallback import (
     saving,
 )
 from spot_training.control.policies.price import pool_price, write_amount
+from spot_training.control.setbacks import last_pools, shut_pools
 from spot_training.control.spending import bill_of_ended, rank_rate, terms_of
 from spot_training.control.stopping import stop_attempt
 from spot_training.control.world import Ask, Pool
@@ -59,15 +60,14 @@ def consider_spot(draft: Draft) -> None:
 
 def _spot_pool(draft: Draft) -> Pool | None:
     """The spot pool that would take the gang now, but for ranks that stay on on-demand machines."""
-    demoted = frozenset(
-        each.pool for each in draft.status.demoted_pools if (moment(each.until) or 0.0) > draft.now
-    )
-    wanted = request(draft, demoted)
+    off = last_pools(draft)
+    wanted = request(draft, off)
     elsewhere = {
         name: ("OnDemandNotAllowed", "not what is looked for")
         for name, pool in draft.world.pools.items()
-        if pool.spec.capacity_type == "OnDemand" or name in demoted
+        if pool.spec.capacity_type == "OnDemand" or name in off
     }
+    elsewhere.update(shut_pools(draft))
     # A job that queues would be let in anywhere, to wait there. What goes apart need not find room: it has it now.
     pods = wanted.replicas - (wanted.apart.pods if wanted.apart is not None else 0)
     draft.request = dataclasses.replace(

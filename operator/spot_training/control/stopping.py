@@ -95,7 +95,7 @@ def stop_attempt(
             notice_ids=(notice_ids or [])[:MAX_NOTICES],
         )
     )
-    if cls in ("Disruption", "Failure", None):
+    if cls in ("Disruption", "Failure", "Blocked", None):
         current = draft.current
         pool = draft.pool_on(node)
         draft.record_new(

@@ -68,7 +68,10 @@ def template_claim(job: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the training code says of itself in its termination message; unknown fields are None."""
+    """What the training code says of itself in its termination message; unknown fields are None.
+
+    ``volume_full``: there was no room for the last checkpoint that it wanted to save.
+    """
 
     reason: str = ""
     step: int | None = None
@@ -77,6 +80,7 @@ class Report:
     checkpoint_time: float | None = None
     resumed_step: int | None = None
     extras: Mapping[str, str] = field(default_factory=dict)
+    volume_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,7 @@ Terms = tuple[tuple[Requirement, ...], ...]
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound; ``made_for``:
-    the job from whose claimTemplate it was made, or empty.
+    the job from whose claimTemplate it was made, or empty; ``capacity``: what its volume holds, as a quantity.
     """
 
     name: str
@@ -211,6 +215,7 @@ class Claim:
     owner_uids: tuple[str, ...] = ()
     volume: str = ""
     made_for: str = ""
+    capacity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ USUAL_INTERVAL_SECONDS: Final = 1800
 REASONS: Final = (
     "NoCapacity",
     "HeldForAnother",
+    "PoolBackOff",
     "BudgetExhausted",
     "OnDemandLater",
     "BreakerOpen",
