@@ -1,5 +1,6 @@
-"""``spot-training operator``, ``spot-training agent`` and ``spot-training library``."""
+"""``spot-training`` with the sub-command ``operator``, ``agent``, ``library`` or ``pause``."""
 
+import signal
 import sys
 
 
@@ -19,7 +20,12 @@ def main(argv: list[str] | None = None) -> int:
         from spot_training.train.deliver import main as deliver
 
         return deliver(words[1:])
-    print("usage: spot-training {operator|agent|library} [--help]", file=sys.stderr)  # noqa: T201
+    if command == "pause":
+        # The program of pods that only hold a node: nothing, until they are told to stop.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.sigwait([signal.SIGTERM])
+        return 0
+    print("usage: spot-training {operator|agent|library|pause} [--help]", file=sys.stderr)  # noqa: T201
     return 0 if command in ("-h", "--help") else 2
 
 

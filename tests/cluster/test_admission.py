@@ -19,11 +19,16 @@ JOB_NAME = "must be lower-case letters, digits and '-', begin with a letter, and
 DECIMAL = "must be a decimal number in quotes and without a currency, such as '1.20'"
 ONE_CLAIM = "give exactly one of claimName (an existing claim) and claimTemplate (a claim to make)"
 SPOT_VARIABLE = "variables that begin with SPOT_ are set by the operator; use another name"
+RANKS = "spec.onDemand.ranks"
 ONLY_NEVER = 'supported values: "Never"'
 
 
 def containers(count: int) -> list[Json]:
     return [{"name": f"c{index}", "image": "i"} for index in range(count)]
+
+
+def ranks(*named: int) -> Json:
+    return {"ranks": [*named], "maxCost": "50.00"}
 
 
 def variables(*names: str) -> list[Json]:
@@ -184,6 +189,22 @@ WRONG_JOBS: list[Row] = [
     ({"spec.maxPricePerNodeHour": "1,20"}, "spec.maxPricePerNodeHour", DECIMAL),
     ({"spec.maxPricePerNodeHour": 2}, "spec.maxPricePerNodeHour", "must be of type string"),
     ({"spec.onDemand.maxCost": 50}, "spec.onDemand.maxCost", "must be of type string"),
+    ({"spec.replicas": 2, "spec.onDemand.ranks": [0]}, "spec.onDemand.maxCost", "say how much may be spent"),
+    ({"spec.replicas": 2, "spec.onDemand": ranks(2)}, RANKS, "ranks are numbered from 0 to replicas - 1"),
+    ({"spec.replicas": 2, "spec.onDemand": ranks(0, 1)}, RANKS, "leave at least one rank to spot machines"),
+    ({"spec.replicas": 3, "spec.onDemand": ranks(0, 0)}, f"{RANKS}[1]", "Duplicate value: 0"),
+    ({"spec.replicas": 2, "spec.onDemand": ranks()}, RANKS, "should have at least 1 items"),
+    ({"spec.replicas": 2, "spec.onDemand": ranks(-1)}, f"{RANKS}[0]", f"{MINIMUM} 0"),
+    (
+        {
+            "spec.replicas": 2,
+            "spec.onDemand": ranks(0),
+            f"{CHECKPOINT}.claimName": ABSENT,
+            f"{CHECKPOINT}.claimTemplate": CLAIM | {"accessModes": ["ReadWriteOnce"]},
+        },
+        RANKS,
+        "need a claim that is ReadWriteMany",
+    ),
     # Too many
     ({"spec.pools": ["a", "b", "a"]}, "spec.pools[2]", 'Duplicate value: "a"'),
     ({"spec.pools": "spot-a"}, "spec.pools", "must be of type array"),
@@ -217,6 +238,10 @@ WRONG_POOLS: list[Row] = [
     ({"spec.pricePerNodeHour": "1e3"}, "spec.pricePerNodeHour", DECIMAL),
     ({"spec.onDemandPricePerNodeHour": "$4"}, "spec.onDemandPricePerNodeHour", DECIMAL),
     ({"spec.gpuResource": ""}, "spec.gpuResource", "should be at least 1 chars long"),
+    ({"spec.headroom": {"nodes": 1}}, "spec.headroom", "only an autoscaler can keep nodes warm"),
+    ({"spec.headroom": {}}, "spec.headroom.nodes", "Required value"),
+    ({"spec.headroom": {"nodes": -1}}, "spec.headroom.nodes", f"{MINIMUM} 0"),
+    ({"spec.headroom": {"nodes": 1, "gpusPerNode": 0}}, "spec.headroom.gpusPerNode", f"{MINIMUM} 1"),
     ({"spec.zone": "a"}, "spec.zone", "unknown field"),
     (
         {"spec.tolerations": [{"key": "k", "opperator": "Exists"}]},
@@ -339,7 +364,7 @@ def test_all_that_can_be_said_is_kept_and_a_null_is_as_good_as_nothing(namespace
             "nodeLostAfterSeconds": 1,
             "assumeGoneAfterSeconds": 1,
         },
-        onDemand={"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "50.00"},
+        onDemand={"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "50.00", "ranks": [0]},
         maxPricePerNodeHour="12.5",
         provisionTimeoutSeconds=900,
         deadlineSeconds=172800,
@@ -405,6 +430,7 @@ def test_a_pool_with_everything(unique: str) -> None:
         ],
         gpuResource="amd.com/gpu",
         provisioning="Autoscaled",
+        headroom={"nodes": 2, "gpusPerNode": 8},
         maxInterruptionsPerHour=3,
         nodeDeletionMeansGone=True,
     )

@@ -36,6 +36,7 @@ def test_the_manifest_is_the_chart_with_its_default_values() -> None:
         ("agent.pollseconds=1", "/agent", "additional properties 'pollseconds' not allowed"),
         ("agent.metricsPort=70000", "/agent/metricsPort", "maximum: got 70,000, want 65,535"),
         ("operator.priceConfigMap=Prices", "/operator/priceConfigMap", "does not match pattern"),
+        ("operator.headroom.image=a b", "/operator/headroom/image", "does not match pattern"),
         ("operator.costLabels=team", "/operator/costLabels", "got string, want array"),
         ("operator.costLabels={te am}", "/operator/costLabels/0", "does not match pattern"),
         ("operator.metricsPort=0", "/operator/metricsPort", "minimum: got 0, want 1"),
@@ -369,6 +370,24 @@ def test_the_operator_may_get_the_price_file_and_no_other_config_map() -> None:
     env = {each["name"]: each.get("value") for each in pod["operator"]["spec"]["containers"][0]["env"]}
     assert env["SPOT_PRICE_FILE"] == f"{install.NAMESPACE}/prices"
     assert env["SPOT_COST_LABELS"] == "team,a.b/c"
+
+
+def test_the_pods_that_keep_nodes_warm_have_an_image_and_a_negative_priority() -> None:
+    text = helm("template", install.RELEASE, str(install.CHART))
+    made = [each for each in yaml.safe_load_all(text[text.index("---") :]) if each]
+    (given,) = [each for each in made if each["kind"] == "PriorityClass"]
+    # Cluster Autoscaler brings no nodes for less.
+    assert -10 <= given["value"] < 0
+    assert given["preemptionPolicy"] == "Never"
+    pod = workloads("--set", "imagePullSecrets[0].name=one", "--set", "imagePullSecrets[1].name=two")
+    container = pod["operator"]["spec"]["containers"][0]
+    env = {each["name"]: each.get("value") for each in container["env"]}
+    assert env["SPOT_HEADROOM_IMAGE"] == container["image"]
+    assert env["SPOT_HEADROOM_PRIORITY_CLASS"] == given["metadata"]["name"]
+    assert env["SPOT_HEADROOM_PULL_SECRETS"] == "one,two"
+    other = workloads("--set", "operator.headroom.image=pause:1")["operator"]["spec"]["containers"][0]
+    env = {each["name"]: each.get("value") for each in other["env"]}
+    assert env["SPOT_HEADROOM_IMAGE"] == "pause:1"
 
 
 def test_the_operator_reads_the_kubelets_leases_and_no_others() -> None:

@@ -65,6 +65,34 @@ def test_it_is_announced_and_its_pods_have_the_deadlines_that_are_paid_for(place
     )
 
 
+def test_a_named_rank_is_on_demand_and_the_others_are_on_spot(place: Place) -> None:
+    spot = place.pool("beside", here=True, pricePerNodeHour="1.00")
+    applied(spot, place.claim("named"))
+    pools = [f"{place.names}-beside", f"{place.names}-paid"]
+    wanted = {"ranks": [0], "maxCost": "2.00"}
+    applied(place.job("named", pools=pools, onDemand=wanted, replicas=2))
+    wait_opened(place.namespace, "named")
+    current = status(place.namespace, "named")["current"]
+    assert (current["pool"], current["onDemand"]["pool"]) == (pools[0], pools[1])
+    assert current["onDemand"]["ranks"] == [0]
+    # 2.00 pays for half an hour of the one node.
+    assert current["onDemand"]["terms"]["budgetSeconds"] == 1800
+    said = condition(place, "named", "OnDemand")
+    assert (said["status"], said["reason"]) == ("True", "Ranks")
+    limits = {
+        each["metadata"]["labels"]["spot.training/index"]: each["spec"].get("activeDeadlineSeconds")
+        for each in pods(place.namespace, "named")
+    }
+    assert limits["1"] is None, "a pod on a spot machine has no deadline"
+    assert 0 < limits["0"] < 1800
+    wait_for(
+        place.namespace,
+        "named",
+        "the Event",
+        lambda: any(each["reason"] == "OnDemandRanks" for each in events(place.namespace, "named")),
+    )
+
+
 def test_too_little_money_is_said_and_more_of_it_mends_that(place: Place) -> None:
     applied(place.claim("poor"), job(place, "poor", maxCost="0.01"))
     wait_reason(place.namespace, "poor", "NoCapacity")

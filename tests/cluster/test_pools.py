@@ -17,6 +17,7 @@ from tests.cluster.fleet import Fleet, done, fleet
 from tests.cluster.objects import Json, changed, job, kubectl, pool
 from tests.cluster.scene import applied, claim, pods, status, wait_for, wait_reason
 from tests.kit import jobs
+from tests.kit.install import NAMESPACE
 from tests.kit.kube import get
 from tests.kit.shell import wait_until
 
@@ -310,3 +311,58 @@ def test_an_autoscaled_pool_gets_pods_without_nodes_and_gives_them_back_whole(sc
     assert [each["pool"] for each in scene.status("gang")["demotedPools"]] == [f"{scene.name}-auto"]
     left = [each["metadata"]["name"] for each in pods(scene.namespace, f"{scene.name}-gang")]
     assert not [name for name in left if "-gang-1-" in name], "all of them were given back"
+
+
+def holders(scene: Scene) -> list[Json]:
+    """The pods that keep nodes of pool `a` warm."""
+    begin = f"{scene.name}-a-headroom-"
+    return [each for each in get("pods", "-n", NAMESPACE) if each["metadata"]["name"].startswith(begin)]
+
+
+def test_a_node_is_kept_warm_given_up_and_kept_again(scene: Scene) -> None:
+    nodes = scene.pool("a", 2, provisioning="Autoscaled", headroom={"nodes": 1})
+    said = scene.pool_says("a", "a node is warm", lambda s: s.get("headroom") == {"nodes": 1, "warm": 1})
+    assert condition(said, "Headroom")["reason"] == "HeadroomWarm"
+    assert said["gpus"] == {"total": 8, "free": 8}, "what is held for jobs is free for them"
+    (holder,) = holders(scene)
+    assert holder["spec"]["priority"] < 0
+    assert holder["spec"]["nodeName"] in nodes
+    scene.job("whole", "a", replicas=2)
+    scene.opens("whole", "a")
+    scene.end("whole")
+    # The scheduler has it make room for a pod that needs the nodes.
+    for number in range(2):
+        limits = {"nvidia.com/gpu": "4"}
+        made = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"{scene.name}-needs{number}", "namespace": scene.namespace},
+            "spec": {
+                "nodeSelector": {"spot.training/pool": f"{scene.name}-a"},
+                "containers": [
+                    {"name": "main", "image": "registry.invalid/none", "resources": {"limits": limits}}
+                ],
+                "terminationGracePeriodSeconds": 0,
+            },
+        }
+        done("create", "-f", "-", stdin=json.dumps(made))
+    uid = holder["metadata"]["uid"]
+
+    def pushed_away() -> bool:
+        return any("deletionTimestamp" in each["metadata"] for each in holders(scene))
+
+    wait_until("its deletion", pushed_away, timeout=40, seen=lambda: json.dumps(holders(scene), indent=1))
+    # No kubelet is there to end it.
+    done("-n", NAMESPACE, "delete", "pod", holder["metadata"]["name"], "--force", "--grace-period=0")
+    scene.pool_says("a", "none is warm", lambda s: s.get("headroom") == {"nodes": 1, "warm": 0})
+    (again,) = holders(scene)
+    assert again["metadata"]["uid"] != uid
+    kubectl("delete", "spotpool", f"{scene.name}-a")
+    wait_until(
+        "the pod going with the pool",
+        lambda: holders(scene) == [],
+        timeout=60,
+        seen=lambda: json.dumps(holders(scene), indent=1),
+    )
+    for number in range(2):
+        kubectl("-n", scene.namespace, "delete", "pod", f"{scene.name}-needs{number}", "--force")

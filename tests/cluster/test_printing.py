@@ -14,7 +14,7 @@ CRDS = Path(__file__).parents[2] / "crds"
 ANNOTATION_LIMIT = 262_144
 """All annotations of an object together have this much room (Kubernetes: `TotalAnnotationSizeLimitB`)."""
 JOB_COLUMNS = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "SPENT", "AGE"]
-WIDE_COLUMNS = [*JOB_COLUMNS[:-1], "FAILURES", "ATTEMPT", "WHY", "AGE"]
+WIDE_COLUMNS = [*JOB_COLUMNS[:-1], "FAILURES", "ATTEMPT", "ON-DEMAND", "WHY", "AGE"]
 POOL_COLUMNS = [
     "NAME",
     "TYPE",

@@ -79,6 +79,12 @@ ROWS: Final = [
         "Preempted",
         (1, 0),
     ),
+    Row(
+        "row-claim-full",
+        """echo '{"reason":"VolumeFull"}' > /dev/termination-log; exit 1""",
+        "ClaimFull",
+        (0, 0),
+    ),
     Row("row-evicted", WAIT, "Evicted", (1, 0), act=_evict),
     Row("row-deleted", WAIT, "PodDeleted", (1, 0), act=_delete),
     Row(

@@ -104,23 +104,72 @@ def test_a_gang_of_which_one_node_is_reclaimed_stops_and_resumes_whole() -> None
     assert story["savedStep"] == story["reachedStep"] == story["resumedStep"] >= 35
 
 
-def test_a_node_that_vanishes_without_notice_costs_only_the_steps_since_the_last_save() -> None:
+def test_a_silent_node_costs_the_steps_since_the_last_save_and_does_no_harm_when_it_is_back() -> None:
+    """Two nodes at once, for the cluster takes its time to miss them: one is dead, the other is frozen."""
     expected = undisturbed_weights(1)
-    train("vanished", pace=0.15)
+    train("vanished", pace=0.15, pools=["spot-a"])
+    train("frozen", pace=0.4, pools=["spot-b", "spot-a"])
     jobs.wait_trained("vanished", 1, 50)
-    left = jobs.node_of("vanished", 1)
-    nodes.kill_node(left)
+    dead = jobs.node_of("vanished", 1)
+    nodes.kill_node(dead)
+    jobs.wait_trained("frozen", 1, 35)
+    frozen = jobs.node_of("frozen", 1)
+    assert frozen != dead
+    nodes.pause_node(frozen)
+    # Both go on elsewhere; what the frozen one's successor may read is settled once it trains.
     jobs.wait_running("vanished", attempt=2)
-    state = jobs.wait_finished("vanished")
+    jobs.wait_trained("frozen", 2, 40)
+    before = jobs.saved_steps("frozen", 1)
+    assert "resumed from step 30 (attempt 2, checkpoint of attempt 1)" in jobs.logs("frozen", 2)
 
-    assert state["phase"] == "Succeeded", jobs.describe("vanished")
-    assert (state["disruptions"], state["failures"]) == (1, 0)
-    assert state["extras"]["digest"] == expected
-    (story,) = state["timeline"]
+    nodes.unpause_node(frozen)
+    late = _steps_saved_until_ended("frozen", attempt=1) - before
+    assert late, f"attempt 1 has written nothing since its node is back, only {before}: no fence was needed"
+    # What it wrote is whole, and newer than what the second attempt began with: the third must not take it.
+    state = jobs.status("frozen")
+    assert (state["phase"], state["current"]["attempt"]) == ("Running", 2), jobs.describe("frozen")
+    kubectl("delete", "pod", "frozen-2-0", "--wait=false")
+    _finished_like(expected, "vanished", disruptions=1)
+    (story,) = jobs.status("vanished")["timeline"]
     assert story["reason"] == "NodeLost"
     # Killed between 50 and the end: what counts is the last whole periodic save, never a torn one.
     assert story["resumedStep"] in (30, 60, 90), story
     assert "passed over" not in jobs.logs("vanished", 2)
+
+    _finished_like(expected, "frozen", disruptions=2)
+    lost, deleted = jobs.status("frozen")["timeline"]
+    assert (lost["reason"], lost["node"], deleted["reason"]) == ("NodeLost", frozen, "PodDeleted")
+    log = jobs.logs("frozen", 3)
+    assert f"resumed from step {deleted['savedStep']} (attempt 3, checkpoint of attempt 2)" in log, log
+    taken = jobs.accepted("frozen", 3)
+    assert (2, deleted["savedStep"]) in taken, taken
+    assert not taken & {(1, step) for step in late}, "what attempt 1 wrote after attempt 2 had begun"
+
+
+def _steps_saved_until_ended(name: str, attempt: int) -> set[int]:
+    """What the attempt's directory has held until its pod had ended: a newer attempt may remove it at any time."""
+    seen: set[int] = set()
+
+    def ended() -> bool:
+        seen.update(jobs.saved_steps(name, attempt))
+        return not get("pods", "-l", f"spot.training/job={name},spot.training/attempt={attempt}")
+
+    wait_until(
+        f"the pod of attempt {attempt} of {name} gone",
+        ended,
+        timeout=60,
+        every=0.2,
+        seen=lambda: f"saved: {seen}\n{jobs.describe(name)}",
+    )
+    return seen
+
+
+def _finished_like(digest: str, name: str, disruptions: int) -> None:
+    """The job has come to the weights of a run that nothing disturbs, and nothing has failed."""
+    state = jobs.wait_finished(name)
+    assert state["phase"] == "Succeeded", jobs.describe(name)
+    assert (state["disruptions"], state["failures"]) == (disruptions, 0)
+    assert state["extras"]["digest"] == digest
 
 
 def test_a_withdrawn_notice_gives_the_node_back_and_the_stop_stands() -> None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from tests.kit import install, volumes
+from tests.kit import install, places, volumes
 from tests.kit.kube import apply, get, kubectl
 from tests.kit.shell import CommandError, wait_until
 
@@ -161,6 +161,19 @@ def logs(name: str, attempt: int, index: int = 0) -> str:
         return kubectl("logs", f"{name}-{attempt}-{index}", "--tail=-1")
     except CommandError:
         return ""
+
+
+def saved_steps(name: str, attempt: int) -> set[int]:
+    """The steps of the whole checkpoints that are in the attempt's own directory, on the claim of that name."""
+    manifests = (places.SHARED / f"default-{name}").glob(f"*-{attempt:06d}/step-*/manifest.json")
+    return {int(path.parent.name.removeprefix("step-")) for path in manifests}
+
+
+def accepted(name: str, attempt: int) -> set[tuple[int, int]]:
+    """The older checkpoints that the attempt settled on when it began, by attempt and step: it reads no others."""
+    (record,) = (places.SHARED / f"default-{name}").glob(f"*-{attempt:06d}/accepted.json")
+    listed = json.loads(record.read_text())["accepted"]
+    return {(int(each["fence"].rpartition("-")[2]), each["step"]) for each in listed}
 
 
 def describe(name: str) -> str:

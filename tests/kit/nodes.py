@@ -18,6 +18,11 @@ def kill_node(name: str) -> None:
     engine.docker("kill", name)
 
 
+def pause_node(name: str) -> None:
+    """Freeze everything on a node, kubelet too: to the cluster it is unreachable."""
+    engine.docker("pause", name)
+
+
 def unpause_node(name: str) -> None:
     """Let a paused node go on."""
     engine.docker("unpause", name)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from spot_training.train import Training
+from spot_training.train.problem import CheckpointError
 from spot_training.train.snapshot import HostCopies
-from spot_training.train.store import CheckpointError
 
 
 @pytest.fixture(autouse=True)

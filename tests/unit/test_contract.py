@@ -7,8 +7,9 @@ import pytest
 
 from spot_training.api import names
 from spot_training.control import pods
+from spot_training.control.policies import classify
 from spot_training.control.read import read_report
-from spot_training.train import Training, environment
+from spot_training.train import Training, environment, report
 from spot_training.train.environment import Settings
 from spot_training.train.fence import attempt_number, check_fence
 from tests.unit.control.build import job, pool, spec
@@ -68,3 +69,7 @@ def test_the_operator_reads_what_the_library_reports(tmp_path: Path, monkeypatch
     assert report.checkpoint_step == 3
     assert report.checkpoint_time is not None
     assert report.extras == {"digest": "sha256:0"}
+
+
+def test_both_sides_have_the_same_word_for_a_volume_that_is_full() -> None:
+    assert classify.VOLUME_FULL == report.VOLUME_FULL

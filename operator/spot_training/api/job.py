@@ -207,7 +207,7 @@ class OnDemand(Model):
             ".policy",
         ),
         rule(
-            "self.policy == 'Never' || has(self.maxCost)",
+            "(self.policy == 'Never' && !has(self.ranks)) || has(self.maxCost)",
             "onDemand.maxCost: say how much may be spent on on-demand machines at most, such as '50.00'",
             ".maxCost",
         ),
@@ -222,6 +222,17 @@ class OnDemand(Model):
         "Never",
         description="Never: on-demand pools are passed over. WhenNoSpot: they are used where no spot pool has had "
         "room for afterSeconds, and left again when one has and the move pays.",
+    )
+    ranks: (
+        Annotated[
+            list[Annotated[int, Field(ge=0, le=999)]],
+            Field(min_length=1, max_length=64, json_schema_extra={"x-kubernetes-list-type": "set"}),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Ranks that run on an on-demand pool while the others are on a spot pool, such as the one that "
+        "writes the checkpoints, whatever the policy; all on spot machines once maxCost does not pay for them.",
     )
     after_seconds: Annotated[int, Field(ge=0, le=31_536_000)] = Field(
         600, description="Seconds without room on any spot pool before on-demand machines are used."
@@ -260,6 +271,23 @@ class SpotTrainingJobSpec(Model):
             "claimTemplate: cannot be changed, for its claim is made once; to resize it edit the "
             "PersistentVolumeClaim itself, to leave it use claimName while the job is suspended",
             ".checkpoint.claimTemplate",
+        ),
+        rule(
+            "!has(self.onDemand.ranks) || self.onDemand.ranks.all(rank, rank < self.replicas)",
+            "onDemand.ranks: ranks are numbered from 0 to replicas - 1; name only such",
+            ".onDemand.ranks",
+        ),
+        rule(
+            "!has(self.onDemand.ranks) || size(self.onDemand.ranks) < self.replicas",
+            "onDemand.ranks: leave at least one rank to spot machines",
+            ".onDemand.ranks",
+        ),
+        rule(
+            "!has(self.onDemand.ranks) || !has(self.checkpoint.claimTemplate) || "
+            "'ReadWriteMany' in self.checkpoint.claimTemplate.accessModes",
+            "onDemand.ranks: ranks on different nodes need a claim that is ReadWriteMany; change "
+            "checkpoint.claimTemplate.accessModes, or name no ranks",
+            ".onDemand.ranks",
         ),
         rule(
             "self.managedBy == oldSelf.managedBy",
@@ -310,6 +338,7 @@ COLUMNS = [
     {"name": "Spent", "type": "string", "jsonPath": ".status.cost.spent"},
     {"name": "Failures", "type": "integer", "jsonPath": ".status.failures", "priority": 1},
     {"name": "Attempt", "type": "integer", "jsonPath": ".status.current.attempt", "priority": 1},
+    {"name": "On-Demand", "type": "string", "jsonPath": ".status.current.onDemand.pool", "priority": 1},
     {
         "name": "Why",
         "type": "string",

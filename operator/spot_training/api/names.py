@@ -29,6 +29,9 @@ PRICE: Final = "spot.training/price-per-node-hour"
 # On a pod: seconds after which its machine's budget is used up. Only where that is why the pod has a deadline.
 BUDGET_SECONDS: Final = "spot.training/budget-seconds"
 
+# On a pod that keeps a node of a SpotPool warm: a digest of what it was made from.
+MADE_FROM: Final = "spot.training/made-from"
+
 # The agent's marks on its Node: the only channel from agent to operator.
 TAINT_RECLAIM: Final = "spot.training/reclaim"
 NOTICE_ID: Final = "spot.training/notice-id"

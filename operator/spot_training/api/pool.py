@@ -28,10 +28,28 @@ class Toleration(Model):
     toleration_seconds: int | None = None
 
 
+class Headroom(Model):
+    """Nodes that are kept warm for jobs to come."""
+
+    nodes: Annotated[int, Field(ge=0, le=100)] = Field(
+        description="So many nodes without training are kept, by pods of negative priority that a job's pods push away."
+    )
+    gpus_per_node: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None,
+        description="GPUs of a whole node. Left out: as many as the pool's largest node has; say it where the pool may "
+        "have no node.",
+    )
+
+
 class SpotPoolSpec(Model):
     """What the user says about the pool."""
 
     model_config = rules(
+        rule(
+            "!has(self.headroom) || self.provisioning == 'Autoscaled'",
+            "headroom: only an autoscaler can keep nodes warm; set provisioning: Autoscaled, or leave headroom out",
+            ".headroom",
+        ),
         *(
             rule(
                 f"!has(self.{field}) || self.{field}.matches('{DECIMAL}')",
@@ -71,6 +89,10 @@ class SpotPoolSpec(Model):
         description="Static: pods are made when nodes that exist have room for all of a gang. Autoscaled: pods are "
         "made although no node is free, for an autoscaler to see; what is not whole after the job's "
         "provisionTimeoutSeconds is given back.",
+    )
+    headroom: Headroom | None = Field(
+        None,
+        description="Nodes that are kept warm in an autoscaled pool; what they cost is in no job's bill.",
     )
     max_interruptions_per_hour: Annotated[int, Field(ge=1, le=10000)] | None = Field(
         None,
@@ -131,6 +153,13 @@ class Users(StatusModel):
     names: Annotated[list[Word], Field(max_length=16)] = []
 
 
+class HeadroomStatus(StatusModel):
+    """Nodes that are to be kept warm, and that are."""
+
+    nodes: int = 0
+    warm: int = 0
+
+
 class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
@@ -139,6 +168,7 @@ class SpotPoolStatus(StatusModel):
     gpus: GpuCounts = GpuCounts()
     interruptions: Interruptions = Interruptions()
     jobs: Users = Users()
+    headroom: HeadroomStatus | None = None
     conditions: Annotated[
         list[Condition],
         Field(
@@ -165,6 +195,7 @@ COLUMNS = [
         "priority": 1,
     },
     {"name": "Day", "type": "integer", "jsonPath": ".status.interruptions.lastDay", "priority": 1},
+    {"name": "Warm", "type": "integer", "jsonPath": ".status.headroom.warm", "priority": 1},
     {
         "name": "Breaker",
         "type": "string",

@@ -15,8 +15,11 @@ MAX_TIMELINE = 20
 Phase = Literal["Pending", "Starting", "Running", "Recovering", "Suspended", "Succeeded", "Failed"]
 """A summary for people."""
 
-EndClass = Literal["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released"]
+EndClass = Literal[
+    "Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Released", "Blocked"
+]
 """What ended an attempt: ``Disruption`` and ``Failure`` are counted, ``NotStarted`` (it never became whole),
+``Blocked`` (it could not save, for its claim is full),
 ``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
 was used up, or there was room on spot machines again) are not."""
 
@@ -54,6 +57,14 @@ class Terms(StatusModel):
     on_demand_price: Decimal | None = None
     pod_price: Decimal | None = None
     budget_seconds: int | None = None
+
+
+class OnDemandRanks(StatusModel):
+    """Ranks of an attempt that run on an on-demand pool, while the others are on the attempt's own, a spot pool."""
+
+    ranks: Annotated[list[int], Field(max_length=64)]
+    pool: Word
+    terms: Terms
 
 
 class Stop(StatusModel):
@@ -109,11 +120,33 @@ class Current(StatusModel):
     started_at: Time | None = None
     running_at: Time | None = None
     terms: Terms | None = None
+    on_demand: OnDemandRanks | None = Field(
+        None, description="Ranks that run apart from the others, as onDemand.ranks named them."
+    )
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
     undecided: Annotated[list[UndecidedExit], Field(max_length=1000)] = []
     end: End | None = None
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pools that its pods are made in."""
+        return (self.pool,) if self.on_demand is None else (self.pool, self.on_demand.pool)
+
+    def is_apart(self, index: int) -> bool:
+        """Whether the rank runs on the on-demand pool while others do not."""
+        return self.on_demand is not None and index in self.on_demand.ranks
+
+    def pool_of(self, index: int) -> str:
+        """The pool that the rank's pod is made in."""
+        return self.on_demand.pool if self.on_demand is not None and self.is_apart(index) else self.pool
+
+    def terms_of(self, index: int) -> Terms:
+        """The rank's terms; those of an attempt that an older version opened say nothing of prices."""
+        if self.on_demand is not None and self.is_apart(index):
+            return self.on_demand.terms
+        return self.terms or Terms()
 
 
 class Demotion(StatusModel):
@@ -125,6 +158,33 @@ class Demotion(StatusModel):
     avoid: bool = False
     message: Text = ""
     times: int = 1
+
+
+class PoolBackoff(StatusModel):
+    """Setbacks of the job in a row on a pool: its machines were taken or lost, or did not take the gang in.
+
+    ``next_try_at``: the pool is not tried before; absent where it may be tried at once. ``at``: of the last setback.
+    """
+
+    pool: Word
+    setbacks: int
+    reason: Word
+    at: Time
+    next_try_at: Time | None = None
+
+
+class FullClaim(StatusModel):
+    """The checkpoint claim was found full, so many ``times`` in a row, the last ``at``.
+
+    ``uid`` and ``capacity`` of the claim, and the job's ``generation``, as they were then: what has changed since may
+    have made room.
+    """
+
+    at: Time
+    times: int
+    uid: Word | None = None
+    capacity: Word | None = None
+    generation: int
 
 
 class Fallback(StatusModel):
@@ -238,7 +298,16 @@ class SpotTrainingJobStatus(StatusModel):
     failure_streak: int = 0
     disruption_streak: int = 0
     start_streak: int = 0
-    next_try_at: Time | None = None
+    next_try_at: Time | None = Field(None, description="When it is tried again, at the latest.")
+    next_try_pool: Word | None = Field(
+        None,
+        description="The pool that nextTryAt is of: others may be tried earlier. Absent: no pool is tried before.",
+    )
+    pool_backoffs: Annotated[list[PoolBackoff], Field(max_length=64)] = []
+    paced_until: Time | None = Field(
+        None, description="Each setback moves it on; far ahead, it holds the next try back on every pool."
+    )
+    full_claim: FullClaim | None = None
     priority: int = Field(
         0, description="Of the template's priorityClassName, as the API server resolves it."
     )

@@ -6,6 +6,7 @@ Only ever fed with a job as the API server returned it: what is not in its statu
 from dataclasses import dataclass
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
+from spot_training.api.status import Current
 from spot_training.control import conditions, ondemand
 from spot_training.control.draft import moment
 from spot_training.control.world import Claim, Job, Pod, World
@@ -83,22 +84,24 @@ def actions(job: Job, world: World, now: float) -> list[Action]:
         deadline = moment(current.stop.deadline)
         made += [each for pod in mine if (each := _stop(pod, deadline, now)) is not None]
     elif current.started_at is None:
-        made += _create(job, world, mine, now)
+        made += _create(job, current, world, mine, now)
     return made
 
 
-def _create(job: Job, world: World, mine: list[Pod], now: float) -> list[Action]:
+def _create(job: Job, current: Current, world: World, mine: list[Pod], now: float) -> list[Action]:
     made: list[Action] = []
     if world.claim is None and job.spec.checkpoint.claim_template is not None:
         made.append(CreateClaim())
     there = {pod.index for pod in mine if not pod.removed}
     missing = [index for index in range(job.replicas) if index not in there]
-    limit, avoid = ondemand.limits(job, world, now) if missing else (None, ())
-    if limit == 0:
+    # The same for all ranks in a pool.
+    ranks = {current.pool_of(index): index for index in missing}
+    limits = {pool: ondemand.limits(job, world, index, now) for pool, index in ranks.items()}
+    if any(limit == 0 for limit, _ in limits.values()):
         return made
     if missing and job.replicas > 1:
         made.append(CreateService())
-    return made + [CreatePod(index, limit, avoid) for index in missing]
+    return made + [CreatePod(index, *limits[current.pool_of(index)]) for index in missing]
 
 
 def _clear_older(world: World, attempt: int) -> list[DeletePod]:

@@ -128,9 +128,10 @@ class Applier:
         current = job.status.current
         if current is None:
             return
-        pool = self._cache.pools.items.get(current.pool)
+        name = current.pool_of(wanted.index)
+        pool = self._cache.pools.items.get(name)
         if pool is None:
-            raise LookupError(f"SpotPool {current.pool} is gone; the attempt cannot be completed")
+            raise LookupError(f"SpotPool {name} is gone; the attempt cannot be completed")
         body = manifests.pod(job, current.attempt, wanted.index, pool, current, wanted.limit, wanted.avoid)
         raw = await self._create(job, "pods", body)
         if raw is None:

@@ -62,10 +62,12 @@ def _note_nodes(draft: Draft, pods: dict[int, Pod]) -> None:
     known = {ref.index for ref in current.nodes}
     bound = [pod for pod in pods.values() if pod.node and pod.index not in known]
     whole = len(bound) + len(known) == draft.job.replicas
-    if not bound or not (whole or current.started_at or current.stop or spending.is_paid(current)):
+    at_once = bool(whole or current.started_at or current.stop)
+    bound = [pod for pod in bound if at_once or spending.is_paid(current, pod.index)]
+    if not bound:
         return
     made = [
-        AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, node))
+        AttemptNode(index=pod.index, name=pod.node, uid=node.uid, **spending.machine(draft, pod.index, node))
         for pod in bound
         if (node := draft.node_of(pod)) is not None
     ]
@@ -101,7 +103,9 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
     if going == draft.job.replicas and current.running_at is None and current.stop is None:
         draft.set_current(running_at=draft.stamp(max(starts)))
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
-        draft.tell("Running", f"Attempt {current.attempt} runs on {where} (pool {current.pool})")
+        draft.tell(
+            "Running", f"Attempt {current.attempt} runs on {where} (pool {' and '.join(current.pools)})"
+        )
         nodes = sorted({pod.node for pod in pods.values()})[:MAX_NODES_TOLD]
         draft.record_return(resumed_at=draft.stamp(max(starts)), recreated_nodes=nodes)
 
@@ -236,7 +240,7 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
         )
         return
     cls: EndClass = "Disruption"
-    if judgement.cls in ("Failure", "NotStarted"):
+    if judgement.cls in ("Failure", "NotStarted", "Blocked"):
         cls = judgement.cls
     draft.tell(judgement.reason, f"Stopping attempt {draft.current.attempt}: {message}", type_="Warning")
     stop_attempt(draft, judgement.reason, cls, message, node=name)
@@ -292,7 +296,8 @@ def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
         draft.wake(due)
         return
     message = (
-        f"the gang was not whole after {draft.job.spec.provision_timeout_seconds} s on pool {current.pool}"
+        f"the gang was not whole after {draft.job.spec.provision_timeout_seconds} s on pool "
+        f"{' and '.join(current.pools)}"
     )
     draft.tell(
         "ProvisionTimeout", f"Attempt {current.attempt} gives its pods back: {message}", type_="Warning"
@@ -317,6 +322,9 @@ def _settle_undecided(draft: Draft) -> None:
         sure = pod.disruption or pod.status_reason in POD_STATUS_REASONS or why.reason == "NodeRestarted"
         if why.cls == "Disruption" and sure:
             _decide(draft, "Disruption", why.reason, f"rank {pod.index}, a peer: {why.message}")
+            return
+        if why.cls == "Blocked":
+            _decide(draft, "Blocked", why.reason, f"rank {pod.index}, a peer: {why.message}")
             return
     peers: list[str] = []
     for ref in current.nodes:

@@ -8,9 +8,9 @@ end of a deleted pod is often seen only in its last event.
 
 import dataclasses
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from spot_training.control.index import JobIndex, Key, Reserved
 from spot_training.control.policies.demand import Choice
@@ -24,6 +24,7 @@ from spot_training.control.read import (
     read_pod,
     read_pool,
 )
+from spot_training.control.store import Store
 from spot_training.control.supply import Supply
 from spot_training.control.world import (
     Accepted,
@@ -43,78 +44,8 @@ from spot_training.control.world import (
 
 Json = Mapping[str, Any]
 
-MAX_GONE = 20_000
-"""UIDs of the latest deletions of a kind, by which late answers about them are known."""
 MAX_INTERNED = 10_000
 """Shapes of pods that are known by identity, so that comparing them costs nothing."""
-
-T = TypeVar("T")
-
-
-class Store(Generic[T]):
-    """Objects of one kind by key, each the newest version seen.
-
-    ``changed`` is told what was there and what is there now, whoever puts or drops it.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[Json], T],
-        key: Callable[[Json], Any],
-        changed: Callable[[T | None, T | None], None] = lambda before, after: None,
-    ) -> None:
-        self._read = read
-        self.key = key
-        self._changed = changed
-        self._versions: dict[Any, tuple[str, int]] = {}
-        self._gone: dict[str, int] = {}
-        self.items: dict[Any, T] = {}
-
-    def put(self, raw: Json) -> tuple[Any, T | None, T | None]:
-        """Take in an object; returns its key, what was there and what is there now (None: it is nothing new)."""
-        key, meta = self.key(raw), raw["metadata"]
-        version = int(meta["resourceVersion"])
-        known = self._versions.get(key)
-        before = self.items.get(key)
-        if (known is not None and version < known[1]) or version <= self._gone.get(meta["uid"], -1):
-            return key, before, None
-        if known == (meta["uid"], version):
-            # As in every list that is compared with: reading it again is most of the work.
-            return key, before, None
-        if known is not None and known[0] != meta["uid"]:
-            self._bar(known[0], version)
-        after = self._read(raw)
-        self._versions[key] = (meta["uid"], version)
-        self.items[key] = after
-        self._changed(before, after)
-        return key, before, after
-
-    def drop(self, key: Any, uid: str | None = None, version: int = 0) -> T | None:
-        """Forget an object, only if it is the one with that UID where one is given.
-
-        An answer or a list that was made before it went may come in later, up to ``version``: it is ignored.
-        """
-        known = self._versions.get(key)
-        if uid is not None and (known is None or known[0] != uid):
-            self._bar(uid, version)
-            return None
-        if known is None:
-            return None
-        self._bar(known[0], max(version, known[1]))
-        del self._versions[key]
-        gone = self.items.pop(key)
-        self._changed(gone, None)
-        return gone
-
-    def _bar(self, uid: str, version: int) -> None:
-        self._gone[uid] = max(version, self._gone.pop(uid, -1))
-        if len(self._gone) > MAX_GONE:
-            del self._gone[next(iter(self._gone))]
-
-    def version(self, key: Any) -> str:
-        """The resourceVersion of what is there, as a string; empty where nothing is."""
-        known = self._versions.get(key)
-        return str(known[1]) if known else ""
 
 
 def _name(raw: Json) -> str:
@@ -138,6 +69,7 @@ class Cache:
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_claim: dict[Key, dict[str, Pod]] = defaultdict(dict)
+        self._placeholders: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
         self.volumes: dict[str, Terms] = {}
         """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
@@ -194,6 +126,10 @@ class Cache:
     def pods_of(self, job_uid: str) -> tuple[Pod, ...]:
         """The pods of a job, tombstones included."""
         return tuple(self._by_job.get(job_uid, {}).values())
+
+    def placeholders(self, pool: str) -> tuple[Pod, ...]:
+        """The pods that keep nodes of the pool warm."""
+        return tuple(self._placeholders.get(pool, {}).values())
 
     def put_agent(self, raw: Json, removed: bool = False) -> str | None:
         """Note whether an agent's pod is ready; its node's name where that has changed."""
@@ -327,22 +263,24 @@ class Cache:
     def _freshen(self) -> None:
         for uid in self._stale:
             job = self._index.starting.get(uid)
-            self.supply.version += self._reserved.put(uid, self._reservation(job) if job else None)
+            self.supply.version += self._reserved.put(uid, self._reserves(job) if job else ())
         self._stale.clear()
 
-    def _reservation(self, job: Job) -> Reservation | None:
-        """What a job whose attempt is starting reserves."""
+    def _reserves(self, job: Job) -> tuple[Reservation, ...]:
+        """What a job whose attempt is starting reserves, in each of its pools."""
         current = job.status.current
-        if current is None or current.pool not in self.pools.items:
-            return None
-        if current.queue and current.admitted_at is None:
-            return None
-        bound = sum(
-            1 for pod in self.pods_of(job.uid) if pod.attempt == current.attempt and (pod.node or pod.ended)
+        if current is None or (current.queue and current.admitted_at is None):
+            return ()
+        apart = len(current.on_demand.ranks) if current.on_demand is not None else 0
+        missing = dict(zip(current.pools, (job.replicas - apart, apart), strict=False))
+        for pod in self.pods_of(job.uid):
+            if pod.attempt == current.attempt and (pod.node or pod.ended):
+                missing[current.pool_of(pod.index)] -= 1
+        return tuple(
+            Reservation(pool, self.shape_of(job), pods, current.node or "")
+            for pool, pods in missing.items()
+            if pods > 0 and pool in self.pools.items
         )
-        if bound >= job.replicas:
-            return None
-        return Reservation(current.pool, self.shape_of(job), job.replicas - bound, current.node or "")
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
@@ -360,6 +298,10 @@ class Cache:
             self._stale.update(self._index.starting)
 
     def _link(self, pod: Pod) -> None:
+        if pod.pool:
+            # It gives way to any job's pod: what it holds is free.
+            self._placeholders[pod.pool][pod.uid] = pod
+            return
         if pod.job_uid:
             self._by_job[pod.job_uid][pod.uid] = pod
             self._stale.add(pod.job_uid)
@@ -370,6 +312,11 @@ class Cache:
             self.supply.use(pod.node, _taken(pod), training=bool(pod.job_uid))
 
     def _unlink(self, pod: Pod, *, keep_tombstone: bool) -> None:
+        if pod.pool:
+            self._placeholders[pod.pool].pop(pod.uid, None)
+            if not self._placeholders[pod.pool]:
+                del self._placeholders[pod.pool]
+            return
         if pod.job_uid:
             self._stale.add(pod.job_uid)
             mine = self._by_job[pod.job_uid]

@@ -66,10 +66,22 @@ class Draft:
         """The pool of the newest attempt, if it still exists."""
         return self.world.pools.get(self.current.pool)
 
-    def notice_seconds(self) -> int:
-        """The notice that the attempt's pool gives."""
+    def pool_of(self, index: int) -> Pool | None:
+        """The pool of a rank of the newest attempt, if it still exists."""
+        return self.world.pools.get(self.current.pool_of(index))
+
+    def pool_on(self, node: str | None) -> str:
+        """Name of the pool whose pods of the newest attempt are on the node; the attempt's own where none is."""
+        index = next((ref.index for ref in self.current.nodes if ref.name == node), None)
+        if index is None:
+            index = next((pod.index for pod in self.pods().values() if node and pod.node == node), None)
+        return self.current.pool if index is None else self.current.pool_of(index)
+
+    def notice_seconds(self, node: str) -> int:
+        """The notice that the pool gives whose node of the attempt that is."""
         default: int = SpotPoolSpec.model_fields["notice_seconds"].default
-        return self.pool.spec.notice_seconds if self.pool else default
+        pool = self.world.pools.get(self.pool_on(node))
+        return pool.spec.notice_seconds if pool else default
 
     def pods(self) -> dict[int, Pod]:
         """The newest attempt's pods by index, the last seen state of those that were removed among them."""

@@ -73,7 +73,8 @@ class JobIndex:
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
         if current is not None and job.open_attempt:
-            self._in_pool[current.pool][job.uid] = job
+            for pool in current.pools:
+                self._in_pool[pool][job.uid] = job
         if job.finished or job.spec.managed_by != names.MANAGED_BY:
             return
         if current is not None:
@@ -88,8 +89,8 @@ class JobIndex:
         _remove(self._with_claim, claim, job.uid)
         _remove(self._holding, claim, job.uid)
         self.starting.pop(job.uid, None)
-        if job.status.current is not None:
-            _remove(self._in_pool, job.status.current.pool, job.uid)
+        for pool in job.status.current.pools if job.status.current is not None else ():
+            _remove(self._in_pool, pool, job.uid)
         for ref in job.status.current.nodes if job.status.current else ():
             _remove(self._on_node, ref.name, job.uid)
         place = bisect_left(self._waiting, (*_age(job), job.key))
@@ -104,21 +105,22 @@ class Reserved:
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, Reservation] = {}
+        self._made: dict[str, tuple[Reservation, ...]] = {}
         self._sums: dict[Kind, int] = {}
 
     def __len__(self) -> int:
         """How many kinds of reservations there are."""
         return len(self._sums)
 
-    def put(self, uid: str, made: Reservation | None) -> bool:
+    def put(self, uid: str, made: tuple[Reservation, ...]) -> bool:
         """The job with that UID reserves this now; whether that is another than before."""
-        before = self._made.pop(uid, None)
-        if before is not None:
-            self._count(before, -before.pods)
-        if made is not None:
+        before = self._made.pop(uid, ())
+        for each in before:
+            self._count(each, -each.pods)
+        if made:
             self._made[uid] = made
-            self._count(made, made.pods)
+        for each in made:
+            self._count(each, each.pods)
         return before != made
 
     def all(self) -> tuple[Reservation, ...]:
@@ -127,7 +129,7 @@ class Reserved:
 
     def jobs_by_pool(self) -> Counter[str]:
         """How many jobs reserve something, by pool."""
-        return Counter(each.pool for each in self._made.values())
+        return Counter(each.pool for made in self._made.values() for each in made)
 
     def _count(self, made: Reservation, pods: int) -> None:
         kind = made.pool, made.shape, made.node

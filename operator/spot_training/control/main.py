@@ -13,6 +13,7 @@ from spot_training.cluster.client import ApiError, Client
 from spot_training.control.connect import connection
 from spot_training.control.election import Election, LeaderClient
 from spot_training.control.handlers import watch
+from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics, serving
 from spot_training.control.operator import LISTS, Operator
 from spot_training.control.prices import PriceFile
@@ -28,9 +29,11 @@ async def run(
     lease: str,
     price_file: str = "",
     cost_labels: Sequence[str] = (),
+    headroom: tuple[str, str, Sequence[str]] = ("", "", ()),
 ) -> None:
     """Run until told to stop. ``lease``, ``price_file``: namespace and name of the Lease, and of a ConfigMap where
-    there is one, with a slash between.
+    there is one, with a slash between; ``headroom``: image, PriorityClass and pull secrets of the pods that keep nodes
+    warm, in the Lease's namespace.
     """
     metrics, server = Metrics(cost_labels), connection()
     namespace, name = lease.split("/")
@@ -48,7 +51,9 @@ async def run(
             serving(metrics.registry, metrics_port),
         ):
             await _check_crds(client)
-            operator = Operator(client, metrics, lambda: election.leading)
+            image, priority_class, secrets = headroom
+            placeholders = Placeholders(namespace, image, priority_class, tuple(secrets)) if image else None
+            operator = Operator(client, metrics, lambda: election.leading, placeholders)
             operator.rest()
             prices = _prices(operator, price_file) if price_file else None
 
@@ -169,6 +174,22 @@ def main(argv: list[str]) -> int:
         default=os.environ.get("SPOT_COST_LABELS", ""),
         help="labels of jobs by which metrics tell costs apart, with commas between (SPOT_COST_LABELS)",
     )
+    parser.add_argument(
+        "--headroom-image",
+        default=os.environ.get("SPOT_HEADROOM_IMAGE", ""),
+        help="image of the pods that keep nodes of SpotPools warm; empty: none is made (SPOT_HEADROOM_IMAGE)",
+    )
+    parser.add_argument(
+        "--headroom-priority-class",
+        default=os.environ.get("SPOT_HEADROOM_PRIORITY_CLASS", ""),
+        help="their PriorityClass, of a negative value (SPOT_HEADROOM_PRIORITY_CLASS)",
+    )
+    parser.add_argument(
+        "--headroom-pull-secrets",
+        type=_words,
+        default=os.environ.get("SPOT_HEADROOM_PULL_SECRETS", ""),
+        help="Secrets to pull that image with, with commas between (SPOT_HEADROOM_PULL_SECRETS)",
+    )
     parser.add_argument("--log-level", default=os.environ.get("SPOT_LOG_LEVEL", "info"))
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -176,7 +197,15 @@ def main(argv: list[str]) -> int:
     )
     for chatty in ("kopf", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    headroom = options.headroom_image, options.headroom_priority_class, options.headroom_pull_secrets
     asyncio.run(
-        run(options.liveness, options.metrics_port, options.lease, options.price_file, options.cost_labels)
+        run(
+            options.liveness,
+            options.metrics_port,
+            options.lease,
+            options.price_file,
+            options.cost_labels,
+            headroom,
+        )
     )
     return 0

@@ -23,15 +23,16 @@ from prometheus_client.registry import Collector
 from spot_training.api.status import Phase, SpotTrainingJobStatus
 from spot_training.control.charges import Charges
 from spot_training.control.observations import (
+    ClaimFilled,
     Counted,
     MoneyRanOut,
     Opened,
     Recovered,
     WentBack,
-    charge,
+    charges,
     observations,
 )
-from spot_training.control.world import Job
+from spot_training.control.world import Job, Pool
 
 _RECOVERY_BUCKETS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
 _RECONCILE_BUCKETS: Final = (
@@ -94,6 +95,9 @@ class Metrics:
             ["pool"],
             registry=registry,
         )
+        self._claims_full = Counter(
+            "spot_operator_claims_full", "Attempts that found their checkpoint claim full", registry=registry
+        )
         self.price_troubles = Gauge(
             "spot_operator_price_troubles", "Bad entries of the price file", registry=registry
         )
@@ -121,12 +125,15 @@ class Metrics:
         phases: Callable[[], Iterable[Phase]],
         queue_depth: Callable[[], int],
         leading: Callable[[], bool],
+        pools: Callable[[], Iterable[Pool]] = lambda: (),
     ) -> None:
-        """Ask these at each scrape: the phase of every job, how many wait to be looked at, whether this one leads.
+        """Ask these at each scrape: the phase of every job, how many wait to be looked at, whether this one leads, the
+        pools.
 
         Only the leader tells the jobs, so that they can be summed over the replicas.
         """
         self.registry.register(_Jobs(lambda: phases() if leading() else ()))
+        self.registry.register(_Headroom(lambda: pools() if leading() else ()))
         self._queue_depth.set_function(queue_depth)
         self._leader.set_function(leading)
         self._tasks.set_function(lambda: len(asyncio.all_tasks()))
@@ -151,14 +158,15 @@ class Metrics:
                     self._recovery.labels(pool).observe(seconds)
                 case MoneyRanOut():
                     self._ran_out.inc()
+                case ClaimFilled():
+                    self._claims_full.inc()
                 case WentBack(pool=pool):
                     self._went_back.labels(pool).inc()
 
     def note_charge(self, job: Job, after: SpotTrainingJobStatus) -> None:
         """A job's status was written over that of ``job``: what it adds to the bill."""
-        found = charge(job.status, after)
-        if found is not None:
-            self._charges.add(job, found)
+        for each in charges(job.status, after):
+            self._charges.add(job, each)
 
 
 class _Jobs(Collector):
@@ -173,6 +181,28 @@ class _Jobs(Collector):
         for phase in get_args(Phase):
             made.add_metric([phase], counted[phase])
         yield made
+
+
+class _Headroom(Collector):
+    """Nodes that pools keep warm: they are in no job's bill."""
+
+    def __init__(self, pools: Callable[[], Iterable[Pool]]) -> None:
+        self._pools = pools
+
+    def collect(self) -> Iterator[Metric]:
+        wanted = GaugeMetricFamily(
+            "spot_operator_headroom_wanted_nodes", "Nodes that the pool is to keep warm", labels=["pool"]
+        )
+        warm = GaugeMetricFamily(
+            "spot_operator_headroom_warm_nodes",
+            "Nodes that the pool keeps warm; what they cost is in no job's bill",
+            labels=["pool"],
+        )
+        for pool in self._pools():
+            if pool.status.headroom is not None:
+                wanted.add_metric([pool.name], pool.status.headroom.nodes)
+                warm.add_metric([pool.name], pool.status.headroom.warm)
+        yield from (wanted, warm)
 
 
 @asynccontextmanager

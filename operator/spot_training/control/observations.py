@@ -72,7 +72,12 @@ class WentBack:
     pool: str
 
 
-Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack
+@dataclass(frozen=True, slots=True)
+class ClaimFilled:
+    """An attempt found its checkpoint claim full."""
+
+
+Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack | ClaimFilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,9 @@ class Charge:
     lost_seconds: int
 
 
-def charge(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> Charge | None:
-    """What the write of ``after`` over ``before`` charges, or None.
+def charges(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list[Charge]:
+    """What the write of ``after`` over ``before`` charges: for the attempt's pool, and for the on-demand pool that
+    ranks of it had apart; there an hour costs on demand what it costs.
 
     A machine that turns out to have died before it was last charged for is not paid back: a counter only grows, and
     is by that much above the status.
@@ -96,21 +102,28 @@ def charge(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> Charg
     was = before.current
     current = was if was is not None and was.end is None else after.current
     if after.cost is None or current is None:
-        return None
-    found = Charge(
-        current.pool,
-        current.terms.capacity_type if current.terms is not None else "Spot",
-        _grown(before, after, "spot_hours") + _grown(before, after, "on_demand_hours"),
-        _grown(before, after, "spent"),
-        _grown(before, after, "on_demand_equivalent"),
-        max(0, after.lost_seconds - before.lost_seconds),
-    )
-    return found if found.hours or found.lost_seconds else None
+        return []
+    hours, more_hours = _grown(before, after, "spot_hours"), _grown(before, after, "on_demand_hours")
+    spent, more_spent = _grown(before, after, "spent"), _grown(before, after, "on_demand_spent")
+    otherwise = _grown(before, after, "on_demand_equivalent")
+    lost = max(0, after.lost_seconds - before.lost_seconds)
+    kind = current.terms.capacity_type if current.terms is not None else "Spot"
+    if current.on_demand is None:
+        found = [Charge(current.pool, kind, *_floats(hours + more_hours, spent, otherwise), lost)]
+    else:
+        rest = Charge(current.pool, kind, *_floats(hours, spent - more_spent, otherwise - more_spent), lost)
+        apart = Charge(current.on_demand.pool, "OnDemand", *_floats(more_hours, more_spent, more_spent), 0)
+        found = [rest, apart]
+    return [each for each in found if each.hours or each.lost_seconds]
 
 
-def _grown(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus, name: str) -> float:
+def _grown(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus, name: str) -> Decimal:
     was = Decimal(getattr(before.cost, name)) if before.cost is not None else Decimal(0)
-    return max(0.0, float(Decimal(getattr(after.cost, name)) - was))
+    return Decimal(getattr(after.cost, name)) - was
+
+
+def _floats(hours: Decimal, spent: Decimal, otherwise: Decimal) -> tuple[float, float, float]:
+    return max(0.0, float(hours)), max(0.0, float(spent)), max(0.0, float(otherwise))
 
 
 def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list[Observation]:
@@ -119,9 +132,10 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
     ended = before.current
     if ended is not None and after.disruptions > before.disruptions:
         reason = _known(_reason(after, ended.attempt), DISRUPTIONS)
-        found.append(Counted("Disruption", reason, ended.pool))
+        found.append(Counted("Disruption", reason, _pool(after, ended)))
     if ended is not None and after.failures > before.failures:
-        found.append(Counted("Failure", _known(_reason(after, ended.attempt), FAILURES), ended.pool))
+        reason = _known(_reason(after, ended.attempt), FAILURES)
+        found.append(Counted("Failure", reason, _pool(after, ended)))
     if ended is not None and ended.end is None and (why := _unstarted(ended, after)) is not None:
         found.append(Counted("NotStarted", _known(why, NOT_STARTED), ended.pool))
     opened = after.current
@@ -131,6 +145,8 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
         found.append(MoneyRanOut())
     if opened is not None and _stopped_for(after) == "BackToSpot" != _stopped_for(before):
         found.append(WentBack(opened.pool))
+    if after.full_claim is not None and after.full_claim != before.full_claim:
+        found.append(ClaimFilled())
     back = {each.attempt for each in before.timeline if each.resumed_at is not None}
     for entry in after.timeline:
         seconds = _recovery(entry, after) if entry.attempt not in back else None
@@ -149,6 +165,13 @@ def _reason(after: SpotTrainingJobStatus, attempt: int) -> str:
     return next((entry.reason for entry in after.timeline if entry.attempt == attempt), "")
 
 
+def _pool(after: SpotTrainingJobStatus, ended: Current) -> str:
+    """The pool of the node that ended the attempt, where ranks of it had a pool apart; else the attempt's."""
+    return (
+        next((entry.pool for entry in after.timeline if entry.attempt == ended.attempt), None) or ended.pool
+    )
+
+
 def _unstarted(ended: Current, after: SpotTrainingJobStatus) -> str | None:
     """Why the attempt that was open did not come to run, if it has ended so; the next may be open already."""
     now = after.current
@@ -164,7 +187,8 @@ def _known(reason: str, table: Set[str]) -> str:
 def _recovery(entry: Interruption, after: SpotTrainingJobStatus) -> float | None:
     """Seconds from stop to the whole gang running; None where it is not, or where the user held it back meanwhile."""
     stopped, resumed = moment(entry.stopped_at), moment(entry.resumed_at)
-    if stopped is None or resumed is None:
+    if stopped is None or resumed is None or entry.reason == "ClaimFull":
+        # How long somebody takes to make room says nothing of how soon a pool has machines again.
         return None
     held = find(after.conditions, "Suspended")
     if held is not None and (moment(held.last_transition_time) or 0.0) > stopped:

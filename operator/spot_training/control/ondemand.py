@@ -1,36 +1,31 @@
 """On-demand machines standing in where no spot pool has room: when, for how much, and how long. Pure."""
 
-from collections.abc import Collection
 from decimal import Decimal
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
-from spot_training.api.status import Fallback, Terms
-from spot_training.control import conditions
+from spot_training.api.status import Fallback
+from spot_training.control import apart, conditions, paying
 from spot_training.control.claims import attachable, needs_one_node
 from spot_training.control.draft import Draft, moment
 from spot_training.control.pods import grace_seconds
 from spot_training.control.policies.budget import (
     LEAD_SECONDS,
     Meter,
-    Offer,
     must_stop_at,
     pod_deadline,
-    share,
 )
 from spot_training.control.policies.demand import Choice, Request
-from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.policies.price import (
     MAX_AVOIDED,
     ceiling_of,
     dearer_nodes,
-    node_price,
-    pool_price,
     too_dear,
     write_amount,
 )
-from spot_training.control.spending import bill_of_ended, rank_rate, terms_of
+from spot_training.control.setbacks import backing_off, late_pools
+from spot_training.control.spending import rank_rate, terms_of
 from spot_training.control.stopping import stop_attempt
-from spot_training.control.world import Job, Node, Pod, Pool, World
+from spot_training.control.world import Job, Pod, Pool, World
 
 
 def request(draft: Draft, last: frozenset[str]) -> Request:
@@ -56,25 +51,25 @@ def request(draft: Draft, last: frozenset[str]) -> Request:
         queued=bool(draft.job.queue),
         refused=refused,
         ceiling=ceiling,
+        apart=apart.wanted(draft),
     )
 
 
 def _refusal(draft: Draft, pool: Pool) -> tuple[str, str] | None:
     """Why the pool is not for the job now, as a word and a sentence, whatever room it has."""
-    if pool.spec.capacity_type == "OnDemand":
-        why = _not_yet(draft)
-        if why is not None:
-            return why
-    dear = too_dear(pool_price(pool, draft.world.prices), ceiling_of(draft.job.spec.max_price_per_node_hour))
-    if dear is not None and not any(node.price is not None for node in _members(draft, pool)):
-        return "TooDear", dear
-    return _unpaid(draft, pool) if pool.spec.capacity_type == "OnDemand" else None
+    on_demand = pool.spec.capacity_type == "OnDemand"
+    why = (_not_yet(draft) if on_demand else None) or paying.too_dear_there(draft, pool)
+    return why or (paying.unpaid(draft, pool, draft.job.spec.replicas) if on_demand else None)
 
 
 def _not_yet(draft: Draft) -> tuple[str, str] | None:
     wanted = draft.job.spec.on_demand
     if wanted.policy != "WhenNoSpot":
-        return "OnDemandNotAllowed", f"on-demand, and onDemand.policy is {wanted.policy}"
+        only = " (it is for onDemand.ranks only)" if wanted.ranks else ""
+        return "OnDemandNotAllowed", f"on-demand, and onDemand.policy is {wanted.policy}{only}"
+    untried = _untried(draft)
+    if untried is not None:
+        return "OnDemandLater", f"on-demand, not before spot pool {untried} has been tried again"
     due = _no_spot_since(draft) + wanted.after_seconds
     if draft.now < due:
         draft.wake(due)
@@ -82,94 +77,32 @@ def _not_yet(draft: Draft) -> tuple[str, str] | None:
     return None
 
 
+def _untried(draft: Draft) -> str | None:
+    """A spot pool that backs off, so that nobody knows whether it has room; None once the wait for room has begun."""
+    if draft.status.fallback is not None and draft.status.fallback.no_spot_since is not None:
+        return None
+    pools, wanted = draft.world.pools, draft.job.spec.pools
+    spot = [
+        name
+        for name in backing_off(draft)
+        if (not wanted or name in wanted) and name in pools and pools[name].spec.capacity_type == "Spot"
+    ]
+    return spot[0] if spot else None
+
+
 def _no_spot_since(draft: Draft) -> float:
     known = draft.status.fallback.no_spot_since if draft.status.fallback else None
     return moment(known) or draft.now
 
 
-def _members(draft: Draft, pool: Pool) -> Collection[Node]:
-    return draft.world.members.get(pool.name, {}).values()
-
-
-def _unpaid(draft: Draft, pool: Pool) -> tuple[str, str] | None:
-    """Why on-demand machines of the pool cannot be paid for, or None where they can."""
-    offer = _offer(draft, pool)
-    if offer is None:
-        return (
-            "NoPrice",
-            "on-demand, and its price is not known, so that onDemand.maxCost could not be held: set pricePerNodeHour",
-        )
-    if offer.worth_it:
-        return None
-    return "BudgetExhausted", (
-        f"on-demand, and {write_amount(max(offer.left, Decimal(0)))} is left of onDemand.maxCost "
-        f"{draft.job.spec.on_demand.max_cost}, which pays for {offer.seconds} s of {offer.pods} pods at "
-        f"{write_amount(offer.rate)} for an hour, their grace of {offer.grace} s included; raise onDemand.maxCost, "
-        "or wait for spot machines"
-    )
-
-
-def _left(draft: Draft) -> Decimal:
-    """What is left of the budget when the open attempt, if there is one, is left out."""
-    cap = Decimal(draft.job.spec.on_demand.max_cost or 0)
-    held = Decimal(draft.status.cost.held or 0) if draft.status.cost else Decimal(0)
-    return cap - Decimal(bill_of_ended(draft).on_demand_spent) - held
-
-
-def _offer(draft: Draft, pool: Pool) -> Offer | None:
-    """What the gang would cost there at the most, on any of the pool's machines; None where nobody says."""
-    spec = draft.job.spec
-    price = _agreed_price(draft, pool)
-    if price is None:
-        return None
-    rate = price * largest_share(draft, pool)
-    return Offer(spec.replicas, rate, _left(draft), grace_seconds(draft.job, pool))
-
-
-def largest_share(draft: Draft, pool: Pool) -> Decimal:
-    """The part of a node of the pool that a pod has at the most: on the one with the fewest GPUs that hold it."""
-    each = gpus_per_pod(draft.job.spec.template.spec, pool.spec.gpu_resource)
-    held = [node.capacity.get(pool.spec.gpu_resource, 0) for node in _members(draft, pool)]
-    return share(each, min((gpus for gpus in held if gpus >= max(1, each)), default=0))
-
-
-def _agreed_price(draft: Draft, pool: Pool) -> Decimal | None:
-    """The most that a node of the pool costs, dearer ones than the job's own limit left out: they are not used."""
-    ceiling = ceiling_of(draft.job.spec.max_price_per_node_hour)
-    prices = [pool_price(pool, draft.world.prices)]
-    prices += [node_price(node, pool, draft.world.prices) for node in _members(draft, pool)]
-    return max(
-        (price for price in prices if price is not None and not too_dear(price, ceiling)), default=None
-    )
-
-
-def terms(draft: Draft, pool: Pool) -> Terms:
-    """The terms on which an attempt is opened there now."""
-    price = pool_price(pool, draft.world.prices)
-    made = Terms(
-        capacity_type=pool.spec.capacity_type,
-        gpus_per_pod=gpus_per_pod(draft.job.spec.template.spec, pool.spec.gpu_resource),
-        price=write_amount(price) if price is not None else None,
-        on_demand_price=pool.spec.on_demand_price_per_node_hour,
-    )
-    offer = _offer(draft, pool) if pool.spec.capacity_type == "OnDemand" else None
-    agreed = _agreed_price(draft, pool)
-    if offer is None or agreed is None:
-        return made
-    update = {
-        "price": write_amount(agreed),
-        "pod_price": write_amount(offer.rate),
-        "budget_seconds": offer.seconds,
-    }
-    return made.model_copy(update=update)
-
-
 def note_search(draft: Draft, wanted: Request, choice: Choice) -> None:
     """Remember since when no spot pool has had room, and say where money is what is missing."""
+    if choice.pool is None:
+        apart.note_unpaid(draft)
     if draft.job.spec.on_demand.policy != "WhenNoSpot":
         return
     pool = draft.world.pools.get(choice.pool) if choice.pool else None
-    if pool is None or pool.spec.capacity_type == "OnDemand":
+    if (pool is None or pool.spec.capacity_type == "OnDemand") and _untried(draft) is None:
         remember(draft, no_spot_since=draft.stamp(_no_spot_since(draft)))
     for name, (word, why) in wanted.refused.items():
         if word == "BudgetExhausted" and choice.pool is None:
@@ -182,6 +115,7 @@ def note_search(draft: Draft, wanted: Request, choice: Choice) -> None:
 def announce(draft: Draft) -> None:
     """Say, before there is a pod, that the attempt that is being opened uses on-demand machines, and for how much."""
     current, made = draft.current, terms_of(draft.current)
+    apart.announce(draft)
     if made.capacity_type != "OnDemand":
         return
     spec = draft.job.spec
@@ -189,7 +123,7 @@ def announce(draft: Draft) -> None:
     message = (
         f"no spot pool has room since {draft.stamp(_no_spot_since(draft))}: attempt {current.attempt} uses on-demand "
         f"pool {current.pool}, {spec.replicas} pods at {made.pod_price} for an hour {until} "
-        f"({write_amount(max(_left(draft), Decimal(0)))} left of onDemand.maxCost {spec.on_demand.max_cost})"
+        f"({write_amount(max(paying.left(draft), Decimal(0)))} left of onDemand.maxCost {spec.on_demand.max_cost})"
     )
     draft.condition("OnDemand", True, "NoSpot", message)
     draft.tell("OnDemandFallback", f"{message[0].upper()}{message[1:]}", type_="Warning")
@@ -210,34 +144,40 @@ def watch(draft: Draft, pods: dict[int, Pod]) -> None:
             draft.tell("TooDear", f"Attempt {current.attempt} gives its pods back: node {ref.name}: {dear}")
             stop_attempt(draft, "TooDear", "NotStarted", f"node {ref.name}: {dear}")
             return
-    if terms_of(current).capacity_type == "OnDemand":
-        _watch_money(draft, pods)
+    paid = [
+        index for index in range(draft.job.replicas) if current.terms_of(index).capacity_type == "OnDemand"
+    ]
+    if paid:
+        _watch_money(draft, pods, paid)
 
 
-def limits(job: Job, world: World, now: float) -> tuple[int | None, tuple[str, ...]]:
-    """What holds for a pod of the open attempt that is made now: seconds that it may run (None: as long as it
+def limits(job: Job, world: World, index: int, now: float) -> tuple[int | None, tuple[str, ...]]:
+    """What holds for a rank's pod of the open attempt that is made now: seconds that it may run (None: as long as it
     wants; 0: it must not be made), and the nodes that it is kept off because they cost more than was agreed.
     """
     current = job.status.current
-    pool = world.pools.get(current.pool) if current is not None else None
+    pool = world.pools.get(current.pool_of(index)) if current is not None else None
     if current is None or pool is None:
         return None, ()
-    made = terms_of(current)
+    made = current.terms_of(index)
     ceiling = ceiling_of(job.spec.max_price_per_node_hour)
     if made.capacity_type == "OnDemand" and made.price is not None:
         agreed = Decimal(made.price)
         ceiling = agreed if ceiling is None else min(agreed, ceiling)
     members = world.members.get(pool.name, {}).values()
-    return _limit(job, world, now), tuple(dearer_nodes(members, pool, world.prices, ceiling)[:MAX_AVOIDED])
+    return _limit(job, world, index, now), tuple(
+        dearer_nodes(members, pool, world.prices, ceiling)[:MAX_AVOIDED]
+    )
 
 
-def _limit(job: Job, world: World, now: float) -> int | None:
+def _limit(job: Job, world: World, index: int, now: float) -> int | None:
     current = job.status.current
-    budget = current.terms.budget_seconds if current is not None and current.terms is not None else None
+    budget = current.terms_of(index).budget_seconds if current is not None else None
     opened = moment(current.opened_at) if current is not None else None
     if current is None or budget is None or opened is None:
         return None
-    return max(0, pod_deadline(budget, opened, grace_seconds(job, world.pools.get(current.pool)), now))
+    grace = grace_seconds(job, world.pools.get(current.pool_of(index)))
+    return max(0, pod_deadline(budget, opened, grace, now))
 
 
 def ended_by_budget(draft: Draft, pods: dict[int, Pod]) -> bool:
@@ -265,28 +205,30 @@ def ended_by_budget(draft: Draft, pods: dict[int, Pod]) -> bool:
     return True
 
 
-def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
-    current, made = draft.current, terms_of(draft.current)
+def _watch_money(draft: Draft, pods: dict[int, Pod], paid: list[int]) -> None:
+    current = draft.current
     refs = {ref.index: ref for ref in current.nodes}
-    missing = any(index not in pods or pods[index].removed for index in range(draft.job.replicas))
-    if missing and current.started_at is None and _limit(draft.job, draft.world, draft.now) == 0:
+    missing = [index for index in paid if index not in pods or pods[index].removed]
+    if current.started_at is None and any(
+        _limit(draft.job, draft.world, index, draft.now) == 0 for index in missing
+    ):
         _stop_for_money(draft, pods)
         return
     meters = []
-    for index in range(draft.job.replicas):
+    for index in paid:
         ref, pod = refs.get(index), pods.get(index)
         start = moment(ref.start) if ref is not None else None
         limit = pod.budget_seconds if pod is not None else None
         accepted = pod.accepted_at if pod is not None else None
         meters.append(
             Meter(
-                rank_rate(made, ref),
+                rank_rate(current.terms_of(index), ref),
                 start if start is not None else accepted,
                 moment(ref.end) if ref is not None else None,
                 accepted + limit if accepted is not None and limit is not None else None,
             )
         )
-    at = must_stop_at(meters, _left(draft), _grace(draft, pods) + LEAD_SECONDS, draft.now)
+    at = must_stop_at(meters, paying.left(draft), _grace(draft, pods) + LEAD_SECONDS, draft.now)
     if at is not None and draft.now >= at:
         _stop_for_money(draft, pods)
     else:
@@ -295,13 +237,18 @@ def _watch_money(draft: Draft, pods: dict[int, Pod]) -> None:
 
 def _grace(draft: Draft, pods: dict[int, Pod]) -> int:
     """The grace that the pods were made with, and their money was reserved for; an edit since changes nothing."""
-    return max((pod.grace for pod in pods.values()), default=grace_seconds(draft.job, draft.pool))
+    known = draft.current.on_demand
+    pool = draft.pool if known is None else draft.world.pools.get(known.pool)
+    own = [pod.grace for pod in pods.values() if known is None or pod.index in known.ranks]
+    return max(own, default=grace_seconds(draft.job, pool))
 
 
 def _stop_for_money(draft: Draft, pods: dict[int, Pod]) -> None:
     spec = draft.job.spec
     message = f"onDemand.maxCost, {spec.on_demand.max_cost}, is used up when the pods have stopped"
-    stopping = f"Stopping attempt {draft.current.attempt} on on-demand pool {draft.current.pool}: {message}"
+    stopping = (
+        f"Stopping attempt {draft.current.attempt} on on-demand pool {draft.current.pools[-1]}: {message}"
+    )
     draft.tell("BudgetExhausted", stopping, type_="Warning")
     draft.condition("BudgetExhausted", True, "BudgetExhausted", message)
     deadline = draft.now + _grace(draft, pods) + DEADLINE_MARGIN_SECONDS
@@ -317,7 +264,7 @@ def note_ended(draft: Draft) -> None:
         return
     if current.running_at is not None:
         draft.set(fallback=None)
-    elif end.reason == "ProvisionTimeout" and draft.job.spec.on_demand.policy == "WhenNoSpot":
+    elif current.pool in late_pools(draft) and draft.job.spec.on_demand.policy == "WhenNoSpot":
         known = draft.status.fallback.no_spot_since if draft.status.fallback else None
         remember(draft, no_spot_since=known or current.opened_at)
 
@@ -332,6 +279,7 @@ def settle(draft: Draft) -> None:
     on_demand = terms_of(current).capacity_type == "OnDemand"
     if fallback is not None and not on_demand and current.running_at is not None and current.end is None:
         draft.set(fallback=None)
+    on_demand = on_demand or current.on_demand is not None
     if current.end is not None or not on_demand:
         if draft.status.fallback is not None:
             remember(draft, spot_since=None)

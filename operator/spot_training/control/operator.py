@@ -23,12 +23,14 @@ from pydantic import ValidationError
 from spot_training.api.names import API_VERSION, JOB_PLURAL, POOL_PLURAL
 from spot_training.cluster.client import ApiError, Client
 from spot_training.cluster.reflect import LISTED, LISTING, reflect
-from spot_training.control.cache import Cache, Store
+from spot_training.control.cache import Cache
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
+from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics
 from spot_training.control.pools import PoolReporter
 from spot_training.control.reconcile import Reconciler
+from spot_training.control.store import Store
 from spot_training.control.world import Job, Node
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ RELISTED_SECONDS: Final = 1.0
 """From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
 POOL_REPORT_SECONDS: Final = 1.0
 """Pool status is written at most once in that time: a gang's start changes it many times."""
+HEADROOM_SECONDS: Final = 0.2
+"""A pod that kept a node warm is made again so soon: the autoscaler is to see it while the node is being taken."""
 
 LISTS: Final = {
     "jobs": f"/apis/{API_VERSION}/{JOB_PLURAL}",
@@ -53,7 +57,13 @@ FOLLOWED: Final = ("nodes", "claims", "pods")
 class Operator:
     """The caches, and what an event about each kind sets in motion."""
 
-    def __init__(self, client: Client, metrics: Metrics, leading: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        client: Client,
+        metrics: Metrics,
+        leading: Callable[[], bool] = lambda: True,
+        placeholders: Placeholders | None = None,
+    ) -> None:
         self.client = client
         self.metrics = metrics
         self.cache = Cache()
@@ -73,13 +83,16 @@ class Operator:
         )
         self.placer = self.reconciler.placer
         self.jobs = Dispatcher(self._reconcile)
-        reporter = PoolReporter(client, self.cache, self.reconciler.now, self.placer.wake)
+        reporter = PoolReporter(
+            client, self.cache, self.reconciler.now, self.placer.wake, placeholders, self.announcer
+        )
         self.pools = Dispatcher(reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
         metrics.follow(
             lambda: (job.status.phase for job in self.cache.jobs.items.values()),
             lambda: len(self.jobs),
             leading,
+            lambda: self.cache.pools.items.values(),
         )
 
     def take(self, kind: str, type_: str | None, raw: Mapping[str, Any]) -> None:
@@ -216,6 +229,8 @@ class Operator:
                 self.cache.bury(known)
                 if known.job_uid:
                     self.jobs.add((known.namespace, known.job))
+                if known.pool:
+                    self.pools.add(known.pool)
             case "jobs":
                 self.cache.jobs.drop(key)
                 self.cache.forget_job(known.uid)
@@ -258,7 +273,8 @@ class Operator:
             self.placer.forget(before.key)
         for job in (before, after):
             if job is not None and job.status.current is not None:
-                self.pools.add_after(job.status.current.pool, POOL_REPORT_SECONDS)
+                for pool in job.status.current.pools:
+                    self.pools.add_after(pool, POOL_REPORT_SECONDS)
 
     def _take_pod(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         watched = self.cache.put_agent(raw, removed=type_ == "DELETED")
@@ -270,6 +286,9 @@ class Operator:
         else:
             before, after = self.cache.put_pod(raw)
         if after is None or after == before:
+            return
+        if after.pool:
+            self.pools.add_after(after.pool, HEADROOM_SECONDS)
             return
         if after.job_uid:
             self.jobs.add((after.namespace, after.job))

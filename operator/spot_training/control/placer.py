@@ -44,7 +44,7 @@ class Placer:
         self._waiting: dict[Key, Waiting] = {}
         self._choices: dict[Key, Choice] = {}
         self._told: dict[Key, tuple[Choice, float]] = {}
-        self._opening: dict[Key, Reservation] = {}
+        self._opening: dict[Key, tuple[Reservation, ...]] = {}
         self._unseen: set[Key] = set()
         self._decided: tuple[int, float | None] = (-1, None)
         self._due: asyncio.TimerHandle | None = None
@@ -103,8 +103,10 @@ class Placer:
         waiting = self._waiting.pop(job.key)
         self._choices.pop(job.key)
         self._told.pop(job.key, None)
-        pods = 0 if choice.request.queued else waiting.pods
-        self._opening[job.key] = Reservation(str(choice.pool), waiting.shape, pods, choice.node)
+        self._opening[job.key] = tuple(
+            Reservation(pool, waiting.shape, 0 if choice.request.queued else pods, choice.node)
+            for pool, pods in choice.shares(waiting.pods).items()
+        )
 
     def opened(self, job: Job) -> None:
         """The write is done, or refused: what it says is in the cache."""
@@ -151,7 +153,8 @@ class Placer:
             self._rested_at = asyncio.get_running_loop().time() + REST * took
 
     def _place(self, waiting: tuple[Waiting, ...]) -> dict[Key, Choice]:
-        reservations = (*self._cache.reservations(), *self._opening.values())
+        opening = (each for made in self._opening.values() for each in made)
+        reservations = (*self._cache.reservations(), *opening)
         return place(waiting, self._cache.supply, reservations, self._provisioning(), self._now())
 
     def _made(self, job: Job, request: Request) -> Waiting:
@@ -160,5 +163,5 @@ class Placer:
 
     def _provisioning(self) -> Counter[str]:
         counted = self._cache.provisioning()
-        counted.update(each.pool for each in self._opening.values())
+        counted.update(each.pool for made in self._opening.values() for each in made)
         return counted

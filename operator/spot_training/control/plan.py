@@ -7,9 +7,9 @@ a stale view fails at the write and has done nothing.
 
 from dataclasses import replace
 
-from spot_training.api.status import Current, Demotion, End
+from spot_training.api.status import Current, End
 from spot_training.api.times import format_time
-from spot_training.control import conditions, ondemand, spending
+from spot_training.control import apart, conditions, ondemand, paying, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
@@ -19,21 +19,28 @@ from spot_training.control.claims import (
     source_of,
 )
 from spot_training.control.draft import Draft, Plan, moment
+from spot_training.control.fullclaim import note_full, note_tried, release, why_waiting
 from spot_training.control.policies.avoid import avoided
-from spot_training.control.policies.backoff import delay
-from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS
-from spot_training.control.setbacks import healthy, note_end, ran_long, unstarted_streak
+from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS, Choice
+from spot_training.control.setbacks import (
+    avoid_pool,
+    backing_off,
+    count_disruption,
+    count_unstarted,
+    healthy,
+    last_pools,
+    note_end,
+    remembered_backoffs,
+    remembered_demotions,
+    retry_after,
+    shut_pools,
+)
 from spot_training.control.starting import QUEUED, starting
 from spot_training.control.suitability import note_proven, unsuited
 from spot_training.control.world import Ask, Job, Refusal, World
 
 RETRY_REFUSED_SECONDS = 60.0
 RETRY_QUOTA_SECONDS = 15.0
-DEMOTED_SECONDS = 600.0
-"""How long a pool is tried last on which a gang did not become whole, or that took a node from it."""
-
-AVOIDED_SECONDS, LONGEST_AVOIDED_SECONDS = 3600.0, 86400.0
-"""How long a pool that does not suit the program is not tried at all: first, and at most."""
 
 
 def plan(job: Job, world: World, now: float) -> Plan:
@@ -68,8 +75,7 @@ def _wake_for_ttl(draft: Draft) -> None:
 
 def _count(draft: Draft) -> None:
     """Count the end of the attempt, and give up where a limit is reached."""
-    current, status, recovery = draft.current, draft.status, draft.job.spec.recovery
-    end = current.end
+    current, end = draft.current, draft.current.end
     if end is None:
         return
     _count_lost(draft)
@@ -77,18 +83,34 @@ def _count(draft: Draft) -> None:
     ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)
+    full = note_full(draft)
+    _count_by_class(draft, end)
+    if draft.status.phase not in ("Succeeded", "Failed"):
+        if full and draft.status.full_claim is not None:
+            retry_after(draft, draft.status.full_claim.times, at_least=True)
+        draft.tell(
+            "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
+        )
+
+
+def _count_by_class(draft: Draft, end: End) -> None:
+    status, recovery = draft.status, draft.job.spec.recovery
     if end.cls == "Completed":
         _finish(draft, True, "Completed", end.message)
     elif end.cls == "Cancelled":
         _finish(draft, False, end.reason, end.message)
     elif end.cls == "Disruption":
-        _count_disruption(draft, end)
+        count_disruption(draft, end.reason)
+        limit = recovery.max_disruptions
+        if limit is not None and draft.status.disruptions > limit:
+            message = f"more than {limit} disruptions; the last: {end.message}"
+            _finish(draft, False, "MaxDisruptions", message)
     elif (unsuitable := unsuited(draft)) is not None:
-        _avoid(draft, current.pool, unsuitable)
+        avoid_pool(draft, *unsuitable)
     elif end.cls == "Failure":
         streak = 1 if healthy(draft) else status.failure_streak + 1
         draft.set(failures=status.failures + 1, failure_streak=streak)
-        _retry_after(draft, streak)
+        retry_after(draft, streak)
         if draft.status.failures > recovery.max_failures:
             _finish(
                 draft,
@@ -97,27 +119,10 @@ def _count(draft: Draft) -> None:
                 f"more than {recovery.max_failures} failures; the last: {end.message}",
             )
     elif end.cls == "NotStarted":
-        _retry_after(draft, unstarted_streak(draft, end.reason))
-        if end.reason == "ProvisionTimeout":
-            _demote(draft, current.pool, end.reason)
+        count_unstarted(draft, end.reason)
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
-    if draft.status.phase not in ("Succeeded", "Failed"):
-        draft.tell(
-            "AttemptEnded", f"Attempt {current.attempt} ended: {end.cls} ({end.reason}): {end.message}"
-        )
-
-
-def _count_disruption(draft: Draft, end: End) -> None:
-    status, limit = draft.status, draft.job.spec.recovery.max_disruptions
-    streak = 1 if ran_long(draft) else status.disruption_streak + 1
-    draft.set(disruptions=status.disruptions + 1, disruption_streak=streak)
-    _retry_after(draft, streak - 1)
-    if end.reason == "Reclaimed":
-        _demote(draft, draft.current.pool, end.reason)
-    if limit is not None and draft.status.disruptions > limit:
-        _finish(draft, False, "MaxDisruptions", f"more than {limit} disruptions; the last: {end.message}")
 
 
 def _count_lost(draft: Draft) -> None:
@@ -136,37 +141,13 @@ def _count_lost(draft: Draft) -> None:
     draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
 
 
-def _retry_after(draft: Draft, streak: int) -> None:
-    backoff = draft.job.spec.recovery.backoff
-    seed = f"{draft.job.uid}/{draft.current.attempt}"
-    seconds = delay(streak, backoff.initial_seconds, backoff.max_seconds, seed)
-    draft.set(next_try_at=format_time(draft.now + seconds) if seconds else None)
-
-
-def _demote(draft: Draft, pool: str, reason: str) -> None:
-    others = [each for each in draft.status.demoted_pools if each.pool != pool or each.avoid]
-    made = Demotion(pool=pool, until=format_time(draft.now + DEMOTED_SECONDS), reason=reason)
-    draft.set(demoted_pools=[*others, made][-64:])
-
-
-def _avoid(draft: Draft, pool: str, why: str) -> None:
-    """Keep the job off a pool that does not suit its program; each time for twice as long."""
-    others = [each for each in draft.status.demoted_pools if each.pool != pool]
-    before = next((each for each in draft.status.demoted_pools if each.pool == pool and each.avoid), None)
-    times = min(before.times + 1, 16) if before else 1
-    seconds = min(LONGEST_AVOIDED_SECONDS, AVOIDED_SECONDS * 2 ** (times - 1))
-    until = format_time(draft.now + seconds)
-    made = Demotion(pool=pool, until=until, reason="PoolUnsuitable", avoid=True, message=why, times=times)
-    draft.set(demoted_pools=[*others, made][-64:], next_try_at=None)
-    draft.tell("PoolUnsuitable", f"Pool {pool} is avoided until {until}: {why}", type_="Warning")
-
-
 def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
     """End the job for good. A finished job never gets another pod."""
     draft.set(
         phase="Succeeded" if succeeded else "Failed",
         completion_time=draft.stamp(),
         next_try_at=None,
+        next_try_pool=None,
         ready=f"0/{draft.job.spec.replicas}",
         observed_generation=draft.job.generation,
     )
@@ -182,6 +163,9 @@ def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:
 def _next(draft: Draft) -> None:
     """Open the next attempt, or say what it waits for and until when."""
     spec = draft.job.spec
+    if draft.status.next_try_pool is not None:
+        # Of one pool it holds nothing back: it is said anew, if that pool is what is waited for.
+        draft.set(next_try_at=None, next_try_pool=None)
     if past_deadline(draft):
         _finish(
             draft, False, "DeadlineExceeded", f"{spec.deadline_seconds} s have passed since the first start"
@@ -190,26 +174,30 @@ def _next(draft: Draft) -> None:
     if spec.suspend:
         draft.why = ("Suspended", "spec.suspend is true; set it to false to go on")
         return
+    release(draft)
     due = moment(draft.status.next_try_at)
     if due is not None and draft.now < due:
         draft.wake(due)
-        last = draft.status.current.end if draft.status.current else None
-        about = f" after {last.reason}: {last.message}" if last else ""
-        draft.why = ("BackOff", f"next try at {draft.status.next_try_at}{about}")
+        backoff = "BackOff", f"next try at {draft.status.next_try_at}{_after_what(draft)}"
+        draft.why = why_waiting(draft) or backoff
         held = conditions.find(draft.status.conditions, "TemplateInvalid")
         refused = held is not None and held.status == "True"
         if not (refused and held is not None and held.observed_generation != draft.job.generation):
             if refused and held is not None:
                 draft.why = (held.reason, f"{held.message} (next try at {draft.status.next_try_at})")
             return
-    blocked = claim_trouble(draft) or resume_trouble(draft)
+    blocked = claim_trouble(draft) or resume_trouble(draft) or apart.trouble(draft)
     if blocked is not None:
         _blocked_by_claim(draft, *blocked)
         return
-    if conditions.find(draft.status.conditions, "ClaimReady"):
-        draft.condition("ClaimReady", True, "ClaimReady", f"claim {draft.job.claim}")
+    note_tried(draft)
     if _accepted(draft):
         _place(draft)
+
+
+def _after_what(draft: Draft) -> str:
+    last = draft.status.current.end if draft.status.current else None
+    return f" after {last.reason}: {last.message}" if last else ""
 
 
 def _blocked_by_claim(draft: Draft, reason: str, message: str) -> None:
@@ -236,11 +224,11 @@ def _accepted(draft: Draft) -> bool:
         return False
     if not isinstance(said, Refusal):
         draft.condition("TemplateInvalid", False, "Accepted", "the API server accepts the pods")
-        draft.set(next_try_at=None, priority=said.priority)
+        draft.set(next_try_at=None, next_try_pool=None, priority=said.priority)
         return True
     wait = RETRY_QUOTA_SECONDS if said.temporary else RETRY_REFUSED_SECONDS
     reason = "PodsRefused" if said.temporary else "TemplateInvalid"
-    draft.set(next_try_at=format_time(draft.now + wait))
+    draft.set(next_try_at=format_time(draft.now + wait), next_try_pool=None)
     draft.wake(draft.now + wait)
     if held is None or held.message != said.message:
         draft.tell(reason, said.message, type_="Warning")
@@ -252,19 +240,15 @@ def _accepted(draft: Draft) -> bool:
 def _place(draft: Draft) -> None:
     """Find a pool and open the attempt there."""
     job, status = draft.job, draft.status
-    demoted = [each for each in status.demoted_pools if _remembered(draft, each)]
-    active = [each for each in demoted if (moment(each.until) or 0.0) > draft.now]
-    for each in active:
-        draft.wake(moment(each.until))
-    last = frozenset(each.pool for each in active if not each.avoid)
-    shut = {each.pool: _shut(each) for each in active if each.avoid}
     off = avoided(status.suspect_nodes, draft.world.nodes, draft.now)
-    wanted = ondemand.request(draft, last)
+    wanted = ondemand.request(draft, last_pools(draft))
     if draft.asks:
         return
+    shut = shut_pools(draft)
     request = draft.request = replace(
         wanted,
         refused={**wanted.refused, **shut},
+        apart=wanted.apart and replace(wanted.apart, refused={**wanted.apart.refused, **shut}),
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
         priority=draft.status.priority,
@@ -282,7 +266,12 @@ def _place(draft: Draft) -> None:
         return
     ondemand.note_search(draft, request, choice)
     if choice.pool is None:
-        next_try = "next try when a pool, a node or a pod changes"
+        next_try = _say_next_try(draft, choice)
+        if choice.reason == "PoolBackOff":
+            draft.why = ("BackOff", f"{next_try}{_after_what(draft)}; {choice.message}")
+            return
+        changes = "when a pool, a node or a pod changes"
+        next_try = f"{next_try}, or {changes}" if next_try else f"next try {changes}"
         draft.why = (choice.reason, f"waiting for capacity; {choice.message}; {next_try}")
         if not _is_false(draft, "CapacityAvailable", choice.reason):
             draft.tell(choice.reason, f"Waiting for capacity; {choice.message}", type_="Warning")
@@ -293,7 +282,7 @@ def _place(draft: Draft) -> None:
     passed = f" (passed over: {choice.message})" if choice.refused else ""
     reason = "Provisioning" if choice.provisioned else "PoolChosen"
     draft.condition("CapacityAvailable", True, reason, choice.chosen)
-    terms = ondemand.terms(draft, draft.world.pools[choice.pool])
+    terms = paying.terms(draft, draft.world.pools[choice.pool], job.spec.replicas)
     draft.set(
         current=Current(
             attempt=number,
@@ -304,26 +293,33 @@ def _place(draft: Draft) -> None:
             one_node=request.one_node or None,
             node=choice.node or None,
             terms=terms,
+            on_demand=apart.opened(draft, choice),
             queue=job.queue or None,
             avoid=sorted(off),
             resume_claim=source.claim_name if source else None,
         ),
         next_try_at=None,
-        demoted_pools=demoted,
+        next_try_pool=None,
+        demoted_pools=remembered_demotions(draft),
+        pool_backoffs=remembered_backoffs(draft),
     )
     ondemand.announce(draft)
     draft.record_return(recreated_at=draft.stamp(), recreated_pool=choice.pool)
-    draft.tell("AttemptStarted", f"Attempt {number} opens on pool {choice.pool}{passed}")
+    draft.tell(
+        "AttemptStarted", f"Attempt {number} opens on pool {' and '.join(draft.current.pools)}{passed}"
+    )
 
 
-def _shut(demotion: Demotion) -> tuple[str, str]:
-    return "PoolAvoided", f"avoided until {demotion.until}: {demotion.message}"
+def _say_next_try(draft: Draft, choice: Choice) -> str:
+    """Put into the status which pool is tried again first, and when; in words, or nothing where none backs off."""
+    first = next((each for name, each in backing_off(draft).items() if _waits_for(choice, name)), None)
+    draft.set(next_try_at=first.next_try_at if first else None, next_try_pool=first.pool if first else None)
+    return f"next try at {first.next_try_at} on pool {first.pool}" if first else ""
 
 
-def _remembered(draft: Draft, demotion: Demotion) -> bool:
-    """A pool that was avoided is remembered beyond its time, so that the next time is longer."""
-    beyond = LONGEST_AVOIDED_SECONDS if demotion.avoid else 0.0
-    return (moment(demotion.until) or 0.0) + beyond > draft.now
+def _waits_for(choice: Choice, pool: str) -> bool:
+    verdict = choice.refused.get(pool)
+    return verdict is not None and verdict.reason == "PoolBackOff"
 
 
 def _summarize(draft: Draft) -> None:
@@ -345,12 +341,15 @@ def _summarize(draft: Draft) -> None:
         draft.why = (reason, f"{current.stop.cause}: {current.stop.message}; {message}")
     elif current.running_at is not None:
         phase, running = "Running", True
-        draft.why = ("Running", f"attempt {current.attempt} runs on pool {current.pool}")
+        draft.why = ("Running", f"attempt {current.attempt} runs on pool {' and '.join(current.pools)}")
     else:
         reason, said = starting(draft)
         phase = "Recovering" if interrupted else "Pending" if reason == QUEUED else "Starting"
         behind = f"; {said}" if said else ""
-        draft.why = (reason, f"attempt {current.attempt} starts on pool {current.pool}{behind}")
+        draft.why = (
+            reason,
+            f"attempt {current.attempt} starts on pool {' and '.join(current.pools)}{behind}",
+        )
     draft.condition("Running", running, draft.why[0] or "Waiting", draft.why[1])
     if phase == "Recovering" or conditions.find(draft.status.conditions, "Recovering"):
         draft.condition("Recovering", phase == "Recovering", draft.why[0] or "Waiting", draft.why[1])
@@ -368,7 +367,8 @@ def _note_agents(draft: Draft) -> None:
     pool = draft.pool
     if pool is None or pool.spec.capacity_type != "Spot":
         return
-    bare = sorted({ref.name for ref in current.nodes} - draft.world.agents)
+    spot = {ref.name for ref in current.nodes if not current.is_apart(ref.index)}
+    bare = sorted(spot - draft.world.agents)
     known = conditions.is_true(draft.status.conditions, "AgentMissing")
     if not bare:
         if known:

@@ -1,11 +1,23 @@
-"""Status of SpotPools: what is there, what is free, what is being taken, who uses it."""
+"""Status of SpotPools: what is there, what is free, what is being taken, who uses it; and the nodes they keep warm."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 
 from spot_training.api.names import API_VERSION, POOL_KIND, POOL_PLURAL
-from spot_training.cluster.client import ApiError, Client
+from spot_training.api.pool import SpotPoolStatus
+from spot_training.cluster.client import ApiError, Client, core_path
 from spot_training.control.apply import CONFLICT, NOT_FOUND
 from spot_training.control.cache import Cache
+from spot_training.control.draft import Story
+from spot_training.control.events import Announcer
+from spot_training.control.headroom import (
+    RETRY_SECONDS,
+    Headroom,
+    Placeholders,
+    headroom,
+    placeholder,
+    with_headroom,
+)
 from spot_training.control.ledger import Ledger
 from spot_training.control.patch import merge_patch
 from spot_training.control.poolstatus import Seen, next_look, pool_status
@@ -21,25 +33,47 @@ class PoolReporter:
         cache: Cache,
         now: Callable[[], float],
         changed: Callable[[], None] = lambda: None,
+        placeholders: Placeholders | None = None,
+        announcer: Announcer | None = None,
     ) -> None:
         self._client = client
         self._cache = cache
         self._now = now
         self._changed = changed
+        self._placeholders = placeholders
+        self._announcer = announcer
+        self._refused: dict[str, str] = {}
 
     async def report(self, name: Hashable) -> float | None:
-        """Write the pool's status if it has changed; in how many seconds time alone may change it."""
+        """Write the pool's status if it has changed, and keep its headroom; in how many seconds time alone may change
+        something.
+        """
         pool = self._cache.pools.items.get(name)
         if pool is None:
+            self._refused.pop(str(name), None)
             return None
         now = self._now()
         status = pool_status(pool, self._seen(pool), now)
+        if self._placeholders is None:
+            return await self._write(pool, status, None, now)
+        made = self._headroom(replace(pool, status=status), self._placeholders, now)
+        status, story = with_headroom(pool, status, made, now)
+        again = await self._write(pool, status, story, now)
+        # A pool that has changed meanwhile is looked at anew before anything is made for it.
+        newest = self._cache.pools.items.get(pool.name)
+        if again is not None and newest is not None and newest.status == status:
+            again = min(again, await self._keep(pool, made, self._placeholders))
+        return again
+
+    async def _write(
+        self, pool: Pool, status: SpotPoolStatus, story: Story | None, now: float
+    ) -> float | None:
         if status == pool.status:
             return next_look(pool, now)
         body = {
             "apiVersion": API_VERSION,
             "kind": POOL_KIND,
-            "metadata": {"resourceVersion": self._cache.pools.version(name)},
+            "metadata": {"resourceVersion": self._cache.pools.version(pool.name)},
             "status": merge_patch(pool.status.as_read(), status.to_json()),
         }
         try:
@@ -53,7 +87,39 @@ class PoolReporter:
         self._cache.pools.put(raw)
         # Whether the breaker is open decides where jobs may go.
         self._changed()
-        return next_look(self._cache.pools.items[name], now)
+        if story is not None and self._announcer is not None:
+            about = {"apiVersion": API_VERSION, "kind": POOL_KIND, "name": pool.name, "uid": pool.uid}
+            # Events of what has no namespace are where kubectl looks for them.
+            self._announcer.tell_of(about | {"namespace": "default"}, (story,), now)
+        return next_look(self._cache.pools.items[pool.name], now)
+
+    def _headroom(self, pool: Pool, settings: Placeholders, now: float) -> Headroom:
+        mine = [pod for pod in self._cache.placeholders(pool.name) if pod.namespace == settings.namespace]
+        members, nodes = self._cache.supply.members(pool.name), self._cache.supply.nodes
+        return headroom(pool, members, nodes, mine, settings, now, self._refused.get(pool.name, ""))
+
+    async def _keep(self, pool: Pool, made: Headroom, settings: Placeholders) -> float:
+        """Make and delete what the headroom needs; in how many seconds to try again, where something was refused."""
+        for pod in made.delete:
+            try:
+                raw = await self._client.delete(core_path(pod.namespace, "pods", pod.name), uid=pod.uid)
+                if raw.get("kind") == "Pod":
+                    self._cache.put_pod(raw)
+            except ApiError as error:
+                if error.code not in (NOT_FOUND, CONFLICT):
+                    raise
+        before = self._refused.pop(pool.name, "")
+        for index in made.create:
+            body = placeholder(pool, index, made.gpus, settings)
+            try:
+                self._cache.put_pod(await self._client.create(core_path(settings.namespace, "pods"), body))
+            except ApiError as error:
+                if not 400 <= error.code < 500:
+                    raise
+                self._refused[pool.name] = f"pod {body['metadata']['name']} cannot be made: {error.message}"
+                # Once more at once, to say so.
+                return RETRY_SECONDS if self._refused[pool.name] == before else 0.1
+        return float("inf")
 
     def _seen(self, pool: Pool) -> Seen:
         supply = self._cache.supply

@@ -124,7 +124,10 @@ def _elsewhere(pool: Pool, seen: Seen) -> str:
         ref.name: job
         for job in seen.users
         for ref in (job.status.current.nodes if job.status.current else ())
-        if ref.name not in mine and job.status.current and job.status.current.stop is None
+        if ref.name not in mine
+        and job.status.current
+        and job.status.current.stop is None
+        and job.status.current.pool_of(ref.index) == pool.name
     }
     if not left:
         return ""

@@ -11,7 +11,7 @@ from spot_training.api.status import SpotTrainingJobStatus
 from spot_training.api.times import parse_time
 from spot_training.control import kueue
 from spot_training.control.pods import VOLUME
-from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS
+from spot_training.control.policies.classify import INIT_FAILED, START_ERRORS, VOLUME_FULL
 from spot_training.control.policies.marks import GONE_TAINTS, read_notice
 from spot_training.control.policies.needs import capacity, pod_needs
 from spot_training.control.policies.price import read_price
@@ -57,6 +57,8 @@ def read_pool(raw: Json) -> Pool:
         spec=SpotPoolSpec.model_validate(raw["spec"]),
         generation=raw["metadata"].get("generation", 0),
         status=SpotPoolStatus.model_validate(raw.get("status") or {}),
+        uid=raw["metadata"].get("uid", ""),
+        deleting="deletionTimestamp" in raw["metadata"],
     )
 
 
@@ -72,6 +74,7 @@ def read_claim(raw: Json) -> Claim:
         owner_uids=tuple(owner["uid"] for owner in meta.get("ownerReferences") or ()),
         made_for=(meta.get("labels") or {}).get(names.LABEL_JOB, ""),
         volume=(raw.get("spec") or {}).get("volumeName") or "",
+        capacity=str(((raw.get("status") or {}).get("capacity") or {}).get("storage") or "")[:256],
     )
 
 
@@ -116,9 +119,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
     meta, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     labels = meta.get("labels") or {}
     owner: Json = next((each for each in meta.get("ownerReferences") or () if each.get("controller")), {})
-    ours = owner.get("kind") == names.JOB_KIND and str(owner.get("apiVersion", "")).startswith(
-        names.GROUP + "/"
-    )
+    ours = str(owner.get("apiVersion", "")).startswith(names.GROUP + "/")
     common: dict[str, Any] = {
         "namespace": meta["namespace"],
         "name": meta["name"],
@@ -129,7 +130,17 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "removed": removed,
         "ended": _ended(spec, status),
     }
-    if not ours:
+    # A job's pods push away only what has a lower priority.
+    if ours and owner["kind"] == names.POOL_KIND and (spec.get("priority") or 0) < 0:
+        return Pod(
+            **common,
+            pool=str(owner["name"]),
+            made_from=str((meta.get("annotations") or {}).get(names.MADE_FROM) or ""),
+            index=_number(labels.get(names.LABEL_INDEX)),
+            deleting="deletionTimestamp" in meta,
+            trouble=_trouble(status),
+        )
+    if not ours or owner["kind"] != names.JOB_KIND:
         return Pod(**common)
     deleted_at = seconds(meta.get("deletionTimestamp"))
     main: Json = next(
@@ -294,6 +305,7 @@ def _report(said: Json) -> Report:
         checkpoint_step=whole("checkpointStep"),
         checkpoint_time=saved,
         resumed_step=whole("resumedStep"),
+        volume_full=VOLUME_FULL in (word("reason"), word("saveTrouble")),
         extras=_extras(said.get("extras")),
     )
 

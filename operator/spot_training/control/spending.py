@@ -37,9 +37,9 @@ def terms_of(current: Current) -> Terms:
     return current.terms or Terms()
 
 
-def is_paid(current: Current) -> bool:
-    """Whether the attempt's pods run on a job's budget, so that where they are counts from the first moment on."""
-    return terms_of(current).budget_seconds is not None
+def is_paid(current: Current, index: int) -> bool:
+    """Whether the rank's pod runs on a job's budget, so that where it is counts from the first moment on."""
+    return current.terms_of(index).budget_seconds is not None
 
 
 def may_run_unseen(draft: Draft, index: int, pod: Pod | None) -> bool:
@@ -48,16 +48,16 @@ def may_run_unseen(draft: Draft, index: int, pod: Pod | None) -> bool:
     Then no other may be made beside it, although nothing of the attempt has started; ``pod``: the last that was seen.
     """
     was_bound = any(ref.index == index for ref in draft.current.nodes) or (pod is not None and pod.node != "")
-    return is_paid(draft.current) and was_bound
+    return is_paid(draft.current, index) and was_bound
 
 
-def machine(draft: Draft, node: Node) -> dict[str, Any]:
-    """What is recorded of a machine on which a pod of the attempt is bound: its price now, and its GPUs.
+def machine(draft: Draft, index: int, node: Node) -> dict[str, Any]:
+    """What is recorded of a machine on which a rank's pod is bound: its price now, and its GPUs.
 
     An on-demand machine costs no less than what its budget was reserved for when the attempt was opened: it may
     have become cheaper only since its pod was made.
     """
-    pool, prices, agreed = draft.pool, draft.world.prices, terms_of(draft.current)
+    pool, prices, agreed = draft.pool_of(index), draft.world.prices, draft.current.terms_of(index)
     price = node_price(node, pool, prices)
     if agreed.capacity_type == "OnDemand" and agreed.price is not None:
         price = max(price or Decimal(0), Decimal(agreed.price))
@@ -113,18 +113,19 @@ def _last_use(draft: Draft, ref: AttemptNode, pod: Pod | None, fate: Verdict | N
 
 
 def known_to_end(draft: Draft, pods: dict[int, Pod]) -> bool:
-    """Whether, of an attempt that the budget pays for, each pod's end is known, or can be known no better.
+    """Whether, of the ranks that the budget pays for, each pod's end is known, or can be known no better.
 
     A pod object can be deleted by force while its machine is cut off and runs on, which shows in the node only later.
     So where a pod's end was not seen, its kubelet must have been heard of since.
     """
-    if not is_paid(draft.current):
+    paid = {ref.index for ref in draft.current.nodes if is_paid(draft.current, ref.index)}
+    if not paid:
         return True
     fates = fates_of(draft, pods)
     unseen = {
-        ref.index
-        for ref in draft.current.nodes
-        if _is_missing(pods.get(ref.index)) and ref.index in fates and fates[ref.index].fate is Fate.ALIVE
+        index
+        for index in paid
+        if _is_missing(pods.get(index)) and index in fates and fates[index].fate is Fate.ALIVE
     }
     known = draft.job.status.current.nodes if draft.job.status.current else []
     written = {ref.index for ref in known if ref.missed is not None}
@@ -163,7 +164,7 @@ def close(draft: Draft) -> None:
         return
     held = Decimal(before.held or 0) if before else Decimal(0)
     ended = Sums.of(before.ended) if before else Sums()
-    _write(draft, ended.plus(cost(used, terms_of(draft.current))), Sums(), used, held + unseen)
+    _write(draft, ended.plus(_cost(draft.current, used)), Sums(), used, held + unseen)
 
 
 def refresh(draft: Draft) -> None:
@@ -177,7 +178,7 @@ def refresh(draft: Draft) -> None:
         used = _used(draft, current)
         held = Decimal(before.held or 0) if before else Decimal(0)
         ended = Sums.of(before.ended) if before else Sums()
-        _write(draft, ended, cost(used, terms_of(current)), used, held)
+        _write(draft, ended, _cost(current, used), used, held)
         due = draft.now + REFRESH_SECONDS
     draft.wake(due)
 
@@ -186,7 +187,7 @@ def _write(draft: Draft, ended: Sums, running: Sums, used: list[Used], held: Dec
     total = ended.plus(running)
     known = draft.status.cost.attempts if draft.status.cost else []
     others = [each for each in known if each.attempt != draft.current.attempt]
-    mine = [_entry(draft.current, used)] if used else []
+    mine = [_entry(draft.current, pool, part) for pool, part in _by_pool(draft.current, used).items()]
     draft.set(
         cost=Cost.model_validate(
             {
@@ -201,8 +202,24 @@ def _write(draft: Draft, ended: Sums, running: Sums, used: list[Used], held: Dec
     )
 
 
-def _entry(current: Current, used: list[Used]) -> AttemptCost:
-    terms = terms_of(current)
+def _by_pool(current: Current, used: list[Used]) -> dict[str, list[Used]]:
+    """The attempt's machines by the pool that they were used in."""
+    found: dict[str, list[Used]] = {}
+    for each in used:
+        found.setdefault(current.pool_of(each.index), []).append(each)
+    return found
+
+
+def _cost(current: Current, used: list[Used]) -> Sums:
+    """What the machines cost, each on the terms of its own rank."""
+    total = Sums()
+    for part in _by_pool(current, used).values():
+        total = total.plus(cost(part, current.terms_of(part[0].index)))
+    return total
+
+
+def _entry(current: Current, pool: str, used: list[Used]) -> AttemptCost:
+    terms = current.terms_of(used[0].index)
     total = cost(used, terms)
     nodes = []
     for each in used[:MAX_COST_NODES]:
@@ -219,7 +236,7 @@ def _entry(current: Current, used: list[Used]) -> AttemptCost:
         )
     return AttemptCost(
         attempt=current.attempt,
-        pool=current.pool,
+        pool=pool,
         capacity_type=terms.capacity_type,
         hours=write_amount(total.spot_hours + total.on_demand_hours),
         spent=write_amount(total.spent),
@@ -255,27 +272,28 @@ def _held(draft: Draft) -> Decimal:
     a machine that is lost, one may run on until its own deadline. No rank can have used more than its share of what
     was reserved. Kubelets cut their times to whole seconds, too.
     """
-    current, terms = draft.current, terms_of(draft.current)
+    current, pods = draft.current, draft.pods()
     opened = moment(current.opened_at)
-    if terms.budget_seconds is None or opened is None:
+    paid = [index for index in ranks(draft, pods) if is_paid(current, index)]
+    if not paid or opened is None:
         return Decimal(0)
-    pods = draft.pods()
     fates = fates_of(draft, pods)
     refs = {ref.index: ref for ref in current.nodes}
     seen = {each.index: each.seconds for each in _used(draft, current)}
     total = Decimal(0)
-    for index in ranks(draft, pods):
-        ref = refs.get(index)
-        fate = fates.get(index)
+    for index in paid:
+        terms, ref, fate = current.terms_of(index), refs.get(index), fates.get(index)
         dead = fate is not None and fate.fate is Fate.GONE
         alive = fate is not None and fate.fate is Fate.ALIVE and ref is not None and _heard_since(draft, ref)
-        most = _most_seconds(draft, pods.get(index), dead or alive, opened, seen.get(index, 0.0))
-        unseen = max(0.0, min(most, float(terms.budget_seconds)) - seen.get(index, 0.0))
+        most = _most_seconds(draft, index, pods.get(index), dead or alive, opened, seen.get(index, 0.0))
+        unseen = max(0.0, min(most, float(terms.budget_seconds or 0)) - seen.get(index, 0.0))
         total += rank_rate(terms, ref) * Decimal(str(round(unseen, 3))) / HOUR
     return total
 
 
-def _most_seconds(draft: Draft, pod: Pod | None, stopped: bool, opened: float, seen: float) -> float:
+def _most_seconds(
+    draft: Draft, index: int, pod: Pod | None, stopped: bool, opened: float, seen: float
+) -> float:
     """Seconds for which pods of a rank of the ended attempt may have run at the most.
 
     ``stopped``: its machine is dead, or its kubelet knows that the pod is gone.
@@ -286,7 +304,7 @@ def _most_seconds(draft: Draft, pod: Pod | None, stopped: bool, opened: float, s
     if pod is not None and pod.removed and not pod.unseen and not pod.node:
         return before
     if stopped and (pod is None or pod.removed or pod.ended):
-        return draft.now - opened + grace_seconds(draft.job, draft.pool) + MARGIN_SECONDS
+        return draft.now - opened + grace_seconds(draft.job, draft.pool_of(index)) + MARGIN_SECONDS
     return float("inf")
 
 

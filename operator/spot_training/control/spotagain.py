@@ -5,7 +5,8 @@ from decimal import Decimal
 
 from spot_training.api.status import Fallback
 from spot_training.control.draft import Draft, moment
-from spot_training.control.ondemand import largest_share, remember, request
+from spot_training.control.ondemand import remember, request
+from spot_training.control.paying import largest_share
 from spot_training.control.pods import grace_seconds
 from spot_training.control.policies.fallback import (
     LOOK_SECONDS,
@@ -16,6 +17,7 @@ from spot_training.control.policies.fallback import (
     saving,
 )
 from spot_training.control.policies.price import pool_price, write_amount
+from spot_training.control.setbacks import last_pools, shut_pools
 from spot_training.control.spending import bill_of_ended, rank_rate, terms_of
 from spot_training.control.stopping import stop_attempt
 from spot_training.control.world import Ask, Pool
@@ -57,18 +59,20 @@ def consider_spot(draft: Draft) -> None:
 
 
 def _spot_pool(draft: Draft) -> Pool | None:
-    """The spot pool that would take the gang now."""
-    demoted = frozenset(
-        each.pool for each in draft.status.demoted_pools if (moment(each.until) or 0.0) > draft.now
-    )
-    wanted = request(draft, demoted)
+    """The spot pool that would take the gang now, but for ranks that stay on on-demand machines."""
+    off = last_pools(draft)
+    wanted = request(draft, off)
     elsewhere = {
         name: ("OnDemandNotAllowed", "not what is looked for")
         for name, pool in draft.world.pools.items()
-        if pool.spec.capacity_type == "OnDemand" or name in demoted
+        if pool.spec.capacity_type == "OnDemand" or name in off
     }
-    # A job that queues would be let in anywhere, to wait there.
-    draft.request = dataclasses.replace(wanted, queued=False, refused={**wanted.refused, **elsewhere})
+    elsewhere.update(shut_pools(draft))
+    # A job that queues would be let in anywhere, to wait there. What goes apart need not find room: it has it now.
+    pods = wanted.replicas - (wanted.apart.pods if wanted.apart is not None else 0)
+    draft.request = dataclasses.replace(
+        wanted, replicas=pods, apart=None, queued=False, refused={**wanted.refused, **elsewhere}
+    )
     choice = draft.world.choice
     if choice is None or not choice.request.same(draft.request):
         draft.asks.add(Ask.ROOM)
@@ -85,15 +89,17 @@ def _saving(draft: Draft, pool: Pool) -> Decimal | None:
         return None
     here = sum((rank_rate(made, ref) for ref in current.nodes), Decimal(0))
     part = largest_share(draft, pool)
+    stay = spec.on_demand.ranks if (draft.request and draft.request.replicas < spec.replicas) else None
+    staying = sum((rank_rate(made, ref) for ref in current.nodes if ref.index in (stay or ())), Decimal(0))
+    gang = (draft.job.replicas - len(stay or ())) * part
     move = Move(
         on_demand=here,
-        spot=price * part * draft.job.replicas,
+        spot=price * gang + staying,
         stop_seconds=grace_seconds(draft.job, draft.pool),
         start_seconds=running - opened,
         lost_seconds=lost_seconds(
             spec.checkpoint.writer == "Library", spec.checkpoint.interval_seconds, draft.now - running
         ),
     )
-    gang = draft.job.replicas * part
     on_spot = Decimal(bill_of_ended(draft).spot_hours) * 3600 / gang
     return saving(move, expected_stay(float(on_spot), draft.status.disruptions))

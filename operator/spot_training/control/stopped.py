@@ -27,7 +27,10 @@ def fates_of(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
         if index not in refs and node is not None:
             refs[index] = AttemptNode(index=index, name=node.name, uid=node.uid)
     recovery = draft.job.spec.recovery
-    return {index: judge(ref, draft.world, draft.pool, recovery, draft.now) for index, ref in refs.items()}
+    return {
+        index: judge(ref, draft.world, draft.pool_of(index), recovery, draft.now)
+        for index, ref in refs.items()
+    }
 
 
 def all_stopped(draft: Draft, pods: dict[int, Pod]) -> bool:

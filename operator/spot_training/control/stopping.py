@@ -26,17 +26,17 @@ def notices_of(draft: Draft, pods: dict[int, Pod]) -> list[tuple[str, Notice]]:
     return sorted(found.items(), key=lambda item: (item[1].deadline or float("inf"), item[0]))
 
 
-def _deadline(draft: Draft, notice: Notice, seen: float) -> float:
+def _deadline(draft: Draft, node: str, notice: Notice, seen: float) -> float:
     """When the machine goes: as the notice says, else the pool's usual notice after it was first seen."""
     if notice.deadline is not None:
         return notice.deadline
-    return (notice.noticed_at or notice.marked_at or seen) + draft.notice_seconds()
+    return (notice.noticed_at or notice.marked_at or seen) + draft.notice_seconds(node)
 
 
 def stop_for_notices(draft: Draft, notices: list[tuple[str, Notice]]) -> None:
     """Stop the attempt because machines under it will be taken; ``notices``: earliest first, with node names."""
     name, notice = notices[0]
-    deadline = min(_deadline(draft, each, draft.now) for _, each in notices)
+    deadline = min(_deadline(draft, on, each, draft.now) for on, each in notices)
     message = f"node {name} will be taken at {draft.stamp(deadline)} ({notice.source or 'unknown'} notice)"
     left = max(0, int(deadline - draft.now))
     draft.tell(
@@ -52,7 +52,7 @@ def tighten(draft: Draft, notices: list[tuple[str, Notice]]) -> None:
     stop = draft.current.stop
     if stop is None or not notices:
         return
-    deadline = min(_deadline(draft, each, moment(stop.at) or draft.now) for _, each in notices)
+    deadline = min(_deadline(draft, on, each, moment(stop.at) or draft.now) for on, each in notices)
     known = moment(stop.deadline)
     if known is not None:
         deadline = min(deadline, known)
@@ -95,11 +95,12 @@ def stop_attempt(
             notice_ids=(notice_ids or [])[:MAX_NOTICES],
         )
     )
-    if cls in ("Disruption", "Failure", None):
+    if cls in ("Disruption", "Failure", "Blocked", None):
         current = draft.current
+        pool = draft.pool_on(node)
         draft.record_new(
             Interruption(
-                attempt=current.attempt, reason=cause, node=node, pool=current.pool, stopped_at=draft.stamp()
+                attempt=current.attempt, reason=cause, node=node, pool=pool, stopped_at=draft.stamp()
             )
         )
         _record_notice(draft, notices_of(draft, draft.pods()))

@@ -19,27 +19,29 @@ MAX_PROVEN: Final = 64
 
 
 def note_proven(draft: Draft) -> None:
-    """The attempt that has ended: remember its pool where the program has got beyond its start there."""
-    pool, known = draft.current.pool, draft.status.proven_pools
-    if pool in known or not _got_going(draft):
+    """The attempt that has ended: remember its pools where the program has got beyond its start there."""
+    known = draft.status.proven_pools
+    new = [pool for pool in draft.current.pools if pool not in known]
+    if not new or not _got_going(draft):
         return
-    left = [each for each in draft.status.demoted_pools if each.pool != pool or not each.avoid]
-    draft.set(proven_pools=[*known, pool][-MAX_PROVEN:], demoted_pools=left)
+    left = [each for each in draft.status.demoted_pools if each.pool not in new or not each.avoid]
+    draft.set(proven_pools=[*known, *new][-MAX_PROVEN:], demoted_pools=left)
 
 
-def unsuited(draft: Draft) -> str | None:
-    """Why the pool of the attempt that has ended does not suit the program, or None where nothing says so."""
+def unsuited(draft: Draft) -> tuple[str, str] | None:
+    """The pool of the attempt that has ended that does not suit the program, and why; None where nothing says so."""
     current, end = draft.current, draft.current.end
     proven = draft.status.proven_pools
-    if end is None or current.pool in proven or not proven:
+    new = [pool for pool in current.pools if pool not in proven]
+    if end is None or not new or not proven:
         return None
     if end.cls == "Failure" and not _got_going(draft):
-        what = f"the program failed there before its first step ({end.message})"
-    elif end.cls == "NotStarted" and (trouble := _trouble(draft)):
-        what = f"the pods did not start there ({trouble})"
+        where, what = new[0], f"the program failed there before its first step ({end.message})"
+    elif end.cls == "NotStarted" and (trouble := _trouble(draft, new)):
+        where, what = trouble[0], f"the pods did not start there ({trouble[1]})"
     else:
         return None
-    return f"{what}, and ran on {', '.join(proven[-4:])}"[:1024]
+    return where, f"{what}, and ran on {', '.join(proven[-4:])}"[:1024]
 
 
 def _got_going(draft: Draft) -> bool:
@@ -58,10 +60,13 @@ def _stepped(pod: Pod) -> bool:
     return report is not None and report.step is not None and report.step > (report.resumed_step or 0)
 
 
-def _trouble(draft: Draft) -> str:
-    """What kept a pod from starting, where it is the node's or the image's doing."""
+def _trouble(draft: Draft, pools: list[str]) -> tuple[str, str] | None:
+    """In which of the pools something kept a pod from starting that is the node's or the image's doing, and what."""
     for pod in draft.pods().values():
+        where = draft.current.pool_of(pod.index)
+        if where not in pools:
+            continue
         reason, _ = TROUBLES.get(pod.trouble.partition(":")[0], ("", ""))
         if reason in ("ImagePullFailed", "ContainerStartFailed", "SandboxFailed"):
-            return pod.trouble
-    return ""
+            return where, pod.trouble
+    return None

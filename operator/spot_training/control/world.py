@@ -68,7 +68,10 @@ def template_claim(job: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the training code says of itself in its termination message; unknown fields are None."""
+    """What the training code says of itself in its termination message; unknown fields are None.
+
+    ``volume_full``: there was no room for the last checkpoint that it wanted to save.
+    """
 
     reason: str = ""
     step: int | None = None
@@ -77,6 +80,7 @@ class Report:
     checkpoint_time: float | None = None
     resumed_step: int | None = None
     extras: Mapping[str, str] = field(default_factory=dict)
+    volume_full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod, trimmed. ``job_uid`` is empty for pods that are not ours: they only use what they request.
+    """A pod, trimmed. ``job_uid`` is empty for pods that are no job's: they only use what they request, but for those
+    that keep a node of ``pool`` warm, which use nothing; ``made_from`` tells of these what they were made from.
 
     ``accepted_at``: when its kubelet took it in; ``ended_at``: when the last of its containers ended;
     ``budget_seconds``: kubelet ends it so long after it was accepted, for want of money; ``removed`` is the last
@@ -108,6 +113,8 @@ class Pod:
     job: str = ""
     claim: str = ""
     job_uid: str = ""
+    pool: str = ""
+    made_from: str = ""
     attempt: int = 0
     index: int = 0
     deleting: bool = False
@@ -176,6 +183,8 @@ class Pool:
     spec: SpotPoolSpec
     generation: int = 0
     status: SpotPoolStatus = field(default_factory=SpotPoolStatus)
+    uid: str = ""
+    deleting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +204,7 @@ Terms = tuple[tuple[Requirement, ...], ...]
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A PersistentVolumeClaim. ``volume``: name of its PersistentVolume, empty while it is not bound; ``made_for``:
-    the job from whose claimTemplate it was made, or empty.
+    the job from whose claimTemplate it was made, or empty; ``capacity``: what its volume holds, as a quantity.
     """
 
     name: str
@@ -206,6 +215,7 @@ class Claim:
     owner_uids: tuple[str, ...] = ()
     volume: str = ""
     made_for: str = ""
+    capacity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ It needs the standard library, and torch where the program itself uses it. `Trai
 """
 
 from spot_training.train.checkpoint import Training
+from spot_training.train.problem import CheckpointError, VolumeFullError
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.signals import Preempted
 from spot_training.train.state import UnsavableStateError
-from spot_training.train.store import CheckpointError, PassedOver, Save
+from spot_training.train.store import PassedOver, Save
 
 __all__ = [
     "CheckpointError",
@@ -23,4 +24,5 @@ __all__ = [
     "Save",
     "Training",
     "UnsavableStateError",
+    "VolumeFullError",
 ]

@@ -32,6 +32,7 @@ from spot_training.train import report
 from spot_training.train.compression import check as check_compression
 from spot_training.train.directory import Keep
 from spot_training.train.environment import Settings
+from spot_training.train.problem import VolumeFullError
 from spot_training.train.ranks import find_ranks, is_lost_peer
 from spot_training.train.report import TerminationLog, log
 from spot_training.train.signals import EXIT_PREEMPTED, Preempted, StopSignals
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from spot_training.train.background import Background
+    from spot_training.train.problem import Problem
     from spot_training.train.state import Part
     from spot_training.train.store import Saved
 
@@ -116,7 +118,7 @@ class Training:
         self._background = background
         self._begun: tuple[Save, Background[Saved]] | None = None  # the save that is under way
         self._load_seconds: float | None = None
-        self._trouble: str | None = None  # why the last save failed
+        self._trouble: Problem | None = None  # why the last save failed
         self._own_step: int | None = None  # of the newest checkpoint in our own directory
         self._saved_here = False  # whether this attempt has saved one
         self._stopping = False  # what all ranks know; `stopping` is what this one knows
@@ -363,7 +365,7 @@ class Training:
             facts = {"event": "save-failed", "step": saved.step}
             have = "none yet" if self._checkpoint_step is None else f"step {self._checkpoint_step}"
             words = "could not save step %d: %s; the newest checkpoint is %s"
-            log.error(words, saved.step, saved.problem, have, extra=facts)
+            log.error(words, saved.step, saved.problem.words, have, extra=facts)
         else:
             self._saved_here = True
             self._own_step = self._checkpoint_step = saved.step
@@ -390,7 +392,7 @@ class Training:
     def _tell(self, reason: str, message: str | None = None) -> None:
         """Write the termination message. Of the processes in one container the first writes it, any a failure."""
         self._reported = time.monotonic()
-        if self._local_rank and reason != report.FAILED:
+        if self._local_rank and reason not in report.FAILURES:
             return
         at = self._checkpoint_time
         record = {
@@ -405,7 +407,8 @@ class Training:
             "resumedStep": self.resumed_step if self._knows_step else None,
         }
         optional = {
-            "message": message or self._trouble,
+            "message": message or (self._trouble.words if self._trouble else None),
+            "saveTrouble": report.VOLUME_FULL if self._trouble and self._trouble.full else None,
             "extras": self.extras,
             "passedOver": [asdict(item) for item in self.passed_over],
         }
@@ -420,10 +423,11 @@ class Training:
         elif is_lost_peer(error):
             # A failure that another process of this container has told is the cause; this is its consequence.
             told = self._termination_log.read()
-            if told is None or told["reason"] != report.FAILED:
+            if told is None or told["reason"] not in report.FAILURES:
                 self._tell(report.PEER_LOST, str(error))
         else:
-            self._tell(report.FAILED, f"{kind.__name__}: {error}")
+            reason = report.VOLUME_FULL if isinstance(error, VolumeFullError) else report.FAILED
+            self._tell(reason, f"{kind.__name__}: {error}")
         self._previous_hook(kind, error, trace)
 
 

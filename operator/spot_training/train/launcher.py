@@ -65,7 +65,7 @@ def judge(code: int, told: bool, said: dict[str, Any] | None) -> End:
     to take it for complete could lose the rest of the training, to start it again loses a start.
     """
     reason = said.get("reason") if said else None
-    if reason in (report.COMPLETED, report.FAILED, report.PEER_LOST):
+    if reason in (report.COMPLETED, report.PEER_LOST, *report.FAILURES):
         return End(code, None)
     if reason == report.PREEMPTED:
         return End(EXIT_PREEMPTED if told else code, None)

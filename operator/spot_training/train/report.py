@@ -29,6 +29,9 @@ PREEMPTED: Final = "Preempted"
 COMPLETED: Final = "Completed"
 FAILED: Final = "Failed"
 PEER_LOST: Final = "PeerLost"
+VOLUME_FULL: Final = "VolumeFull"
+"""The program has ended because there was no room for a checkpoint; as `saveTrouble`: the last save failed for that."""
+FAILURES: Final = (FAILED, VOLUME_FULL)
 
 log: Final = logging.getLogger("spot_training.train")
 """Each record bears the numbers of its line as attributes (`event`, `step`, `seconds`, ...) for JSON formatters."""

@@ -23,6 +23,7 @@ from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
 from spot_training.train.named import name_parts, spread_parts
 from spot_training.train.opened import Opened, open_share
+from spot_training.train.problem import CheckpointError, Problem, in_words
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
 from spot_training.train.sharding import Sharding
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
     from spot_training.train.state import Part
 
 T = TypeVar("T")
-
-
-class CheckpointError(Exception):
-    """No checkpoint could be saved, or none could be loaded although there are some."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Saved:
     step: int
     seconds: float
     time: float
-    problem: str | None
+    problem: Problem | None
 
 
 class Save:
@@ -83,15 +80,15 @@ class Save:
         """Wait until the checkpoint is on the disk, and return the seconds that the save took.
 
         From then on, and not before, it is certain that it is not lost. With several ranks and saves in the
-        background, all wait at the same point. Raises CheckpointError where it could not be saved; earlier
-        checkpoints are untouched then.
+        background, all wait at the same point. Raises CheckpointError where it could not be saved, VolumeFullError
+        where that was for want of room; earlier checkpoints are untouched then.
         """
         if self.saved is None:
             self._settle()
         if self.saved is None:
             raise CheckpointError(f"could not save step {self.step}: the save was broken off by an error")
         if self.saved.problem:
-            raise CheckpointError(f"could not save step {self.step}: {self.saved.problem}")
+            raise self.saved.problem.after(f"could not save step {self.step}: ").error()
         return self.saved.seconds
 
 
@@ -191,20 +188,21 @@ class Store:
 
     def _save(self, step: int, extras: dict[str, Any], *, copy: bool) -> Steps[Saved]:
         began, at = time.monotonic(), time.time()
-        manifest = problem = None
+        manifest: Manifest | None = None
+        problem: Problem | None = None
         try:
             path = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
             stored, seconds = yield from self._write_shares(path, began, copy=copy)
             manifest = Manifest(self.fence, self.attempt, step, at, self._ranks.size, extras, stored)
         except CheckpointError as error:
-            problem, seconds = str(error), time.monotonic() - began
+            problem, seconds = Problem.of(error), time.monotonic() - began
         ended = yield functools.partial(self._conclude, step, manifest, problem)
         problem, last_seconds, at = self._ranks.from_first((*ended, at))
         return Saved(step, seconds + last_seconds, at, problem)
 
     def _conclude(
-        self, step: int, manifest: Manifest | None, problem: str | None
-    ) -> tuple[str | None, float]:
+        self, step: int, manifest: Manifest | None, problem: Problem | None
+    ) -> tuple[Problem | None, float]:
         """Rank 0's last part: commit and remove old checkpoints, or remove what the failed save has left."""
         began = time.monotonic()
         if self._directory:
@@ -212,7 +210,7 @@ class Store:
                 try:
                     self._directory.commit(manifest)
                 except OSError as error:
-                    problem = f"cannot write its manifest: {_words(error)}"
+                    problem = Problem.of(error, "cannot write its manifest: ")
             self._directory.discard(step) if problem else self._prune(self._directory)
         return problem, time.monotonic() - began
 
@@ -251,16 +249,18 @@ class Store:
         written, refusal, seconds = yield functools.partial(
             _write_files, path, contents, self._compress, copies
         )
+        # What a part of the program's own could not write, it did not write to our volume.
+        told = Problem(in_words(failure)) if failure else Problem.of(refusal) if refusal else None
         failure = failure or refusal
         refused = isinstance(failure, (OSError, ChangedMeanwhileError))
-        shares = self._ranks.gather((written, _words(failure) if failure else None, refused, taken + seconds))
+        shares = self._ranks.gather((written, told, refused, taken + seconds))
         if failure and not refused:
             raise failure
         for rank, (_, problem, by_disk, _) in enumerate(shares):
             if problem and not by_disk:
-                raise PeerLostError(f"rank {rank} could not take its state: {problem}")
+                raise PeerLostError(f"rank {rank} could not take its state: {problem.words}")
             if problem:
-                raise CheckpointError(f"rank {rank} cannot write: {problem}") from failure
+                raise problem.after(f"rank {rank} cannot write: ").error() from failure
         files_of_all = {name: file for share, *_ in shares for name, file in share.items()}
         return files_of_all, max(share[3] for share in shares)
 
@@ -338,16 +338,16 @@ class Store:
 def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
     """Let rank 0 do something (others give None); all get its result, or all raise CheckpointError."""
     results: list[T] = []
-    problem: str | None = None
+    problem: Problem | None = None
     cause: Exception | None = None
     if work:
         try:
             results = [work()]
         except (OSError, DamagedError) as error:
-            cause, problem = error, f"{trouble}: {_words(error)}"
+            cause, problem = error, Problem.of(error, f"{trouble}: ")
     results, problem = ranks.from_first((results, problem))
     if problem:
-        raise CheckpointError(problem) from cause
+        raise problem.error() from cause
     return results[0]
 
 
@@ -379,9 +379,4 @@ def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None,
     try:
         return read_manifest(entry), None
     except (DamagedError, OSError) as error:
-        return None, _words(error)
-
-
-def _words(error: BaseException) -> str:
-    """An error in its own words; the name of its class where those would say nothing."""
-    return str(error) or type(error).__name__
+        return None, in_words(error)

@@ -41,6 +41,7 @@ recovery:
 onDemand:
   policy: WhenNoSpot
   afterSeconds: 600
+  ranks: [0]
   maxCost: "50.00"
 provisionTimeoutSeconds: 900
 deadlineSeconds: 172800

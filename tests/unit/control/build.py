@@ -194,7 +194,7 @@ class Scene:
         return self
 
     def bind(self, index: int) -> None:
-        attempt, in_pool = self.current.attempt, self.current.pool
+        attempt, in_pool = self.current.attempt, self.current.pool_of(index)
         taken = {each.node for each in self.pods.values() if each.attempt == attempt}
         free = [
             each.name

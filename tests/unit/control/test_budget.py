@@ -46,7 +46,8 @@ class Schedule:
         self.speed = self.chance.choice([0.9, 0.1])
         self.log: list[str] = [f"seed {seed}, cap {float(self.cap)}"]
         self.restart()
-        if self.chance.random() < 0.95:
+        self.apart = False
+        if self.chance.random() < (0.3 if "ranks" in self.market.job["spec"]["onDemand"] else 0.95):
             for name in NAMES[:2]:
                 self.market.mark(name, self.market.now + 30)
 
@@ -69,6 +70,10 @@ class Schedule:
             spec["template"]["spec"]["terminationGracePeriodSeconds"] = self.chance.choice([5, 120])
         if self.chance.random() < 0.1:
             spec["template"]["spec"]["activeDeadlineSeconds"] = 100
+        if spec["replicas"] > 1 and self.chance.random() < 0.4:
+            # Apart from the others as long as there is money; with Never, nothing but these is ever on demand.
+            spec["onDemand"]["ranks"] = [self.chance.randrange(spec["replicas"])]
+            spec["onDemand"]["policy"] = self.chance.choice(["Never", "WhenNoSpot"])
         return made
 
     # The operator
@@ -300,6 +305,12 @@ class Schedule:
     def check(self) -> None:
         real = spent(self.market.usages.values(), "b", self.market.now)
         assert real <= self.highest, f"{float(real)} of {float(self.highest)}\n{self.story()}"
+        current = self.market.job.get("status", {}).get("current") or {}
+        if "onDemand" in current:
+            self.apart = True
+            machines = {each["index"]: each["name"][0] for each in current.get("nodes", ())}
+            ranks = current["onDemand"]["ranks"]
+            assert all((index in ranks) == (pool == "b") for index, pool in machines.items()), self.story()
 
     @property
     def status(self) -> SpotTrainingJobStatus:
@@ -326,11 +337,12 @@ class Schedule:
 def test_what_on_demand_machines_cost_is_never_more_than_was_allowed(batch: int) -> None:
     loop = asyncio.new_event_loop()
     size = SCHEDULES // BATCHES
-    used, exhausted = 0, 0
+    used, exhausted, apart = 0, 0, 0
     try:
         for seed in range(batch * size, (batch + 1) * size):
             made = Schedule(seed, loop).run()
             used += spent(made.market.usages.values(), "b", made.market.now) > 0
+            apart += made.apart
             exhausted += any(each.type == "BudgetExhausted" for each in made.status.conditions)
             if made.status.cost is not None:
                 assert Decimal(made.status.cost.spent) >= 0
@@ -339,6 +351,7 @@ def test_what_on_demand_machines_cost_is_never_more_than_was_allowed(batch: int)
     # The proof is one only where there was something to hold.
     assert used > size / 3, f"on-demand machines were used in {used} of {size}"
     assert exhausted > size / 10, f"the budget was used up in {exhausted} of {size}"
+    assert apart > size / 20, f"ranks were on on-demand machines beside spot ones in {apart} of {size}"
 
 
 def test_a_pod_that_was_on_a_machine_is_not_made_again_beside_one_that_may_run_on() -> None:

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from spot_training.control.charges import Charges, metric_label
 from spot_training.control.metrics import Metrics
-from spot_training.control.observations import Charge, charge
+from spot_training.control.observations import Charge, charges
 from tests.unit.control.build import Scene, job
 from tests.unit.control.test_cost import HOUR, end, priced, running
 from tests.unit.control.test_on_demand import on_demand, spot_is_back
@@ -23,8 +23,8 @@ class Charging(Scene):
     def step(self, after: float = 0.0) -> list[Any]:
         before = self.status
         made = super().step(after)
-        found = charge(before, self.status)
-        self.__dict__.setdefault("charged", []).extend([found] if found is not None else [])
+        found = charges(before, self.status)
+        self.__dict__.setdefault("charged", []).extend(found)
         return made
 
 
@@ -49,7 +49,7 @@ def test_what_writes_charge_adds_up_to_the_bill() -> None:
     assert sum(each.spent for each in scene.charged) == pytest.approx(float(scene.status.cost.spent))
     assert sum(each.hours for each in scene.charged) == pytest.approx(float(scene.status.cost.spot_hours))
     assert {each.capacity_type for each in scene.charged} == {"Spot"}
-    assert charge(scene.status, scene.status) is None
+    assert charges(scene.status, scene.status) == []
 
 
 def test_what_turns_out_to_have_been_less_is_not_paid_back() -> None:

@@ -36,6 +36,8 @@ def statuses(draw: st.DrawFn) -> Json:
             "openedAt": AT,
             "nodes": [{"index": index, "name": name, "uid": name} for index, name in enumerate(ranks)],
         }
+        if current["pool"] == "a" and draw(st.booleans()):
+            current["onDemand"] = {"ranks": [0], "pool": "b", "terms": {"capacityType": "OnDemand"}}
         if draw(st.integers(0, 3)) == 0:
             current["runningAt"] = AT
         if draw(st.integers(0, 3)) == 0:
@@ -68,6 +70,7 @@ def pods(draw: st.DrawFn) -> Json:
     made["status"]["containerStatuses"] = []
     made["spec"]["nodeName"] = draw(st.sampled_from(["", "", *NODES]))
     made["metadata"]["labels"]["spot.training/attempt"] = str(attempt)
+    made["metadata"]["labels"]["spot.training/index"] = name[-1]
     made["metadata"]["ownerReferences"][0] |= {"name": job, "uid": f"{job}-1"}
     return made
 
@@ -158,15 +161,18 @@ def plain_reservations(cache: Cache) -> Counter[tuple[str, int, str]]:
         current = job.status.current
         if job.finished or current is None or current.end or current.stop:
             continue
-        bound = sum(
-            1
-            for each in cache.pods_of(job.uid)
-            if each.attempt == current.attempt and (each.node or each.ended)
-        )
-        where = cache.pools.items.get(current.pool)
-        if where is not None and bound < job.spec.replicas and not current.running_at:
-            each = gpus_per_pod(job.spec.template.spec, GPU)
-            found[where.name, each, current.node or ""] += job.spec.replicas - bound
+        for name in current.pools:
+            ranks = [index for index in range(job.spec.replicas) if current.pool_of(index) == name]
+            bound = sum(
+                1
+                for each in cache.pods_of(job.uid)
+                if each.attempt == current.attempt
+                and (each.node or each.ended)
+                and current.pool_of(each.index) == name
+            )
+            if name in cache.pools.items and bound < len(ranks) and not current.running_at:
+                each = gpus_per_pod(job.spec.template.spec, GPU)
+                found[name, each, current.node or ""] += len(ranks) - bound
     return found
 
 
@@ -179,7 +185,7 @@ def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, int, st
 
 def plain_users(cache: Cache, name: str) -> list[str]:
     jobs = [job for job in cache.jobs.items.values() if job.open_attempt]
-    return sorted(job.uid for job in jobs if job.status.current and job.status.current.pool == name)
+    return sorted(job.uid for job in jobs if job.status.current and name in job.status.current.pools)
 
 
 @settings(max_examples=400)

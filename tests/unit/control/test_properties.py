@@ -11,7 +11,9 @@ from spot_training.api.status import (
     Current,
     Demotion,
     End,
+    FullClaim,
     Interruption,
+    PoolBackoff,
     SpotTrainingJobStatus,
     Stop,
     SuspectNode,
@@ -28,7 +30,9 @@ times = st.sampled_from([-400.0, -61.0, -7.25, 0.0, 45.5])
 stamps = times.map(lambda at: format_time(NOW + at))
 past = st.sampled_from([-400.0, -61.0, -7.25, 0.0]).map(lambda at: format_time(NOW + at))
 maybe = st.none() | past
-classes = st.sampled_from(["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted"])
+classes = st.sampled_from(
+    ["Completed", "Disruption", "Failure", "Suspended", "Cancelled", "NotStarted", "Blocked"]
+)
 reports = st.none() | st.builds(
     Report,
     reason=st.sampled_from(["", "Running", "Preempted", "Completed", "Failed"]),
@@ -132,6 +136,33 @@ def statuses(draw: st.DrawFn, replicas: int) -> SpotTrainingJobStatus:
             )
         ),
         next_try_at=draw(st.none() | stamps),
+        next_try_pool=draw(st.sampled_from([None, None, "a", "gone"])),
+        pool_backoffs=draw(
+            st.lists(
+                st.builds(
+                    PoolBackoff,
+                    pool=st.sampled_from(["a", "b", "gone"]),
+                    setbacks=st.integers(1, 40),
+                    reason=st.just("Word"),
+                    at=past,
+                    next_try_at=st.none() | stamps,
+                ),
+                max_size=3,
+                unique_by=lambda each: each.pool,
+            )
+        ),
+        paced_until=draw(st.none() | stamps),
+        full_claim=draw(
+            st.none()
+            | st.builds(
+                FullClaim,
+                at=past,
+                times=st.integers(1, 40),
+                uid=st.sampled_from(["claim-uid", "old"]),
+                capacity=st.sampled_from([None, "1Gi"]),
+                generation=st.integers(0, 1),
+            )
+        ),
         start_time=draw(maybe),
         current=current,
         completion_time=draw(maybe),
@@ -170,7 +201,8 @@ def scenes(draw: st.DrawFn) -> Scene:
                 del scene.nodes[name]
     scene.claim = draw(st.sampled_from([scene.claim, None, Claim("claim", "u", deleting=True)]))
     scene.dry_run = Refusal("no", temporary=True) if draw(st.booleans()) else True
-    scene.refused = draw(st.sampled_from([0, 0, 1, 2, 3]))
+    # Of an attempt that is not open yet nothing can have been refused.
+    scene.refused = draw(st.sampled_from([0, 0, 1, 2])) if scene.status.current is not None else 0
     scene.obstacle = "not all could be created: no" if scene.refused else ""
     scene.leases = {name: NOW + draw(times) for name in NODES}
     return scene

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from spot_training.train import CheckpointError, PeerLostError, Preempted, Training
+from spot_training.train import CheckpointError, PeerLostError, Preempted, Training, files
 from spot_training.train.directory import Keep
 from spot_training.train.store import Place, Store
 from tests.unit.train.programs import Surroundings, Weights, fence
@@ -360,6 +360,39 @@ def test_ranks_that_all_wait_finish_at_once(tmp_path: Path) -> None:
         assert loaded.step == 5
 
 
+def _no_room() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_volume_that_is_full_for_one_rank_is_full_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    """But not where a part of the program's own writes elsewhere, and finds no room there."""
+    write = files.write_durably
+
+    def refusing(path: Path, content: Any) -> files.Written:
+        if ours and path.name.startswith("rank-00001"):
+            raise _no_room()
+        return write(path, content)
+
+    def overflow() -> dict[str, Any]:
+        raise _no_room()
+
+    def program(ranks: ThreadRanks) -> Any:
+        store = _store(tmp_path, ranks, dict)
+        store.load()
+        if ranks.rank == 1 and not ours:
+            store._per_rank = {"own": (overflow, lambda _: None)}
+        refused, _ = _go_on_until_saved(store, ranks, 5)
+        return refused.problem
+
+    monkeypatch.setattr(files, "write_durably", refusing)
+    for end in _run_ranks(2, program):
+        assert not isinstance(end, Exception), end
+        assert (end.full, "rank 1 cannot write" in end.words) == (ours, True), end
+
+
 def test_a_rank_whose_disk_refuses_spoils_the_save_for_all_and_ends_none(tmp_path: Path) -> None:
     def program(ranks: ThreadRanks) -> Any:
         store = _store(tmp_path, ranks, dict)
@@ -379,7 +412,8 @@ def test_a_rank_whose_disk_refuses_spoils_the_save_for_all_and_ends_none(tmp_pat
 
     for end in _run_ranks(2, program):
         assert not isinstance(end, Exception), end
-        assert "rank 1 cannot write" in end[0]
+        assert "rank 1 cannot write" in end[0].words
+        assert not end[0].full
         assert end[1] is None
     assert not (tmp_path / fence(1) / "step-000000000005").exists()
 

@@ -247,7 +247,7 @@ def test_a_message_of_an_earlier_run_is_not_this_ones(launch: Launch, surroundin
 RUNNING = {"reason": "Running", "step": 7}
 
 
-@pytest.mark.parametrize("reason", ["Completed", "Failed", "PeerLost"])
+@pytest.mark.parametrize("reason", ["Completed", "Failed", "PeerLost", "VolumeFull"])
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("code", [0, 1, 134, 143])
 def test_a_last_word_of_the_library_stays(reason: str, told: bool, code: int) -> None:

@@ -3,13 +3,14 @@
 import errno
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from spot_training.train import CheckpointError, UnsavableStateError
+from spot_training.train import CheckpointError, UnsavableStateError, VolumeFullError
 from tests.unit.train.programs import Surroundings, Weights, fence, save_steps
 
 
@@ -82,7 +83,7 @@ def test_a_damaged_one_of_the_same_fence_is_put_aside_when_its_step_comes_again(
     assert (surroundings.directory / fence(1) / "damaged-step-000000000150").is_dir()
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
 def test_a_disk_that_refuses_costs_a_save_never_the_training(
     surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -97,17 +98,59 @@ def test_a_disk_that_refuses_costs_a_save_never_the_training(
         broken.setattr(os, "fsync", refuse)
         training.step = 150
         save = training.save()
-        with pytest.raises(CheckpointError, match=os.strerror(code)):
+        with pytest.raises(CheckpointError, match=os.strerror(code)) as raised:
             save.wait()
+    full = code in (errno.ENOSPC, errno.EDQUOT)
+    assert isinstance(raised.value, VolumeFullError) is full
     assert surroundings.steps(1) == [100]
     assert not surroundings.path(1, 150).exists(), "a full disk has its room again"
     report = surroundings.report()
     assert (report["reason"], report["step"], report["checkpointStep"]) == ("Running", 150, 100)
     assert os.strerror(code) in report["message"]
+    assert report.get("saveTrouble") == ("VolumeFull" if full else None)
     training.step = 160
     training.save().wait()
     assert surroundings.steps(1) == [100, 160]
-    assert "message" not in surroundings.report()
+    assert not {"message", "saveTrouble"} & surroundings.report().keys()
+
+
+@pytest.mark.parametrize("where", ["begin", "complete"])
+def test_a_program_that_a_full_volume_ends_says_so(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    training = surroundings.open(1, Weights())
+    training.load()
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(VolumeFullError, match="No space left on device") as raised:
+        training.complete() if where == "complete" else surroundings.open(2, Weights())
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    report = surroundings.report()
+    assert report["reason"] == "VolumeFull"
+    assert report["message"].startswith("VolumeFullError: c")
+
+
+def test_a_program_that_fails_by_itself_after_a_full_volume_has_failed(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "excepthook", lambda *_: None)
+    training = surroundings.open(1, Weights())
+    training.load()
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", refuse)
+        training.save()
+    sys.excepthook(ValueError, ValueError("the loss is not a number"), None)
+    report = surroundings.report()
+    assert (report["reason"], report["saveTrouble"]) == ("Failed", "VolumeFull")
+    # Another disk than that of the checkpoints is the program's own affair.
+    sys.excepthook(OSError, OSError(errno.ENOSPC, "No space left on device"), None)
+    assert surroundings.report()["reason"] == "Failed"
 
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(surroundings: Surroundings) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from spot_training.control.world import Exit, Pod
 
-Class = Literal["Completed", "Stopped", "Disruption", "Failure", "NotStarted"]
+Class = Literal["Completed", "Stopped", "Disruption", "Failure", "NotStarted", "Blocked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,9 @@ START_ERRORS: Final = frozenset({"StartError", "ContainerCannotRun"})
 
 RETRYABLE: Final = "RetryableExit"
 
+VOLUME_FULL: Final = "VolumeFull"
+"""The library's word where the program ended because there was no room for a checkpoint."""
+
 
 def _completed(case: Case) -> Judgement | None:
     done = case.pod.report is not None and case.pod.report.reason == "Completed"
@@ -115,6 +118,13 @@ def _untracked(case: Case) -> Judgement | None:
 
 def _node(case: Case) -> Judgement | None:
     return Judgement("Disruption", "NodeLost", case.node_why) if case.node_why else None
+
+
+def _full(case: Case) -> Judgement | None:
+    said = case.pod.report is not None and case.pod.report.reason == VOLUME_FULL
+    if case.pod.exit is not None and case.pod.exit.code != 0 and said:
+        return Judgement("Blocked", "ClaimFull", "there was no room for a checkpoint on the claim")
+    return None
 
 
 def _deleted(case: Case) -> Judgement | None:
@@ -175,6 +185,7 @@ TABLE: Final[Sequence[Callable[[Case], Judgement | None]]] = (
     _kubelet,
     _untracked,
     _node,
+    _full,
     _deleted,
     _unstarted,
     _preempted,

@@ -16,6 +16,7 @@ USUAL_INTERVAL_SECONDS: Final = 1800
 REASONS: Final = (
     "NoCapacity",
     "HeldForAnother",
+    "PoolBackOff",
     "BudgetExhausted",
     "OnDemandLater",
     "BreakerOpen",
@@ -29,6 +30,22 @@ REASONS: Final = (
 """Why there is no pool for a job; the first that is true of one of its pools is the condition's reason."""
 
 
+Refused = Mapping[str, tuple[str, str]]
+"""Pools that are not for a job, with a word of ``REASONS`` and a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """So many pods of a gang go to an on-demand pool when the others go to a spot pool; ``refused``: to which not.
+
+    ``what`` they are, for people.
+    """
+
+    pods: int
+    what: str = ""
+    refused: Refused = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a gang needs.
@@ -36,8 +53,8 @@ class Request:
     ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
     its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
     off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
-    for the job, with a word of ``REASONS`` and a sentence; ``ceiling``: nodes that cost more for an hour are not
-    used; ``interval``: seconds between its checkpoints; ``priority``: of its pods.
+    for the gang as a whole; ``ceiling``: nodes that cost more for an hour are not used; ``interval``: seconds between
+    its checkpoints; ``priority``: of its pods; ``apart``: the part of it that is not to be on spot machines.
     """
 
     replicas: int
@@ -48,21 +65,28 @@ class Request:
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
     queued: bool = False
-    refused: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    refused: Refused = field(default_factory=dict)
     ceiling: Decimal | None = None
     interval: int = USUAL_INTERVAL_SECONDS
     priority: int = 0
+    apart: Apart | None = None
 
     def same(self, other: "Request") -> bool:
         """Whether what is decided for the other holds for this one: sentences may tell of another moment."""
-        words = {name: word for name, (word, _) in self.refused.items()}
-        others = {name: word for name, (word, _) in other.refused.items()}
-        return words == others and replace(self, refused={}) == replace(other, refused={})
+        return self._in_words() == other._in_words()
+
+    def _in_words(self) -> "Request":
+        apart = self.apart and replace(self.apart, refused=_words(self.apart.refused))
+        return replace(self, refused=_words(self.refused), apart=apart)
 
     @property
     def together(self) -> int:
         """How many of its pods must be on one node."""
         return self.replicas if self.one_node else 1
+
+
+def _words(refused: Refused) -> Refused:
+    return {name: (word, "") for name, (word, _) in refused.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +112,29 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a pool was not chosen: one of ``REASONS``, and a sentence."""
+    """Why a pool was not chosen: one of ``REASONS``, and a sentence; ``pods``: for how many there was no room."""
 
     reason: str
     text: str
+    pods: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What was decided for a job.
 
-    ``pool``: None: it waits. ``refused``: of each pool that was tried why it was not chosen, in the order of trying;
-    ``later``: pools that would have come after the chosen one; ``node``: the one node for all pods, where the gang
-    needs one; ``provisioned``: an autoscaler has to make nodes for it; ``anywhere``: also on nodes that it wanted to
-    keep off; ``wake_at``: when time alone may change the decision.
+    ``pool``: None: it waits. ``beside``: the on-demand pool for the part that goes apart. ``refused``: of each pool
+    that was tried why it was not chosen, in the order of trying; ``later``: pools that would have come after the
+    chosen one; ``node``: the one node for all pods, where the gang needs one; ``provisioned``: an autoscaler has to
+    make nodes for it; ``anywhere``: also on nodes that it wanted to keep off; ``wake_at``: when time alone may change
+    the decision.
     """
 
     request: Request
     pool: str | None
     refused: Mapping[str, Verdict]
     later: Mapping[str, str] = field(default_factory=dict)
+    beside: str = ""
     node: str = ""
     why: str = ""
     provisioned: bool = False
@@ -139,6 +166,8 @@ class Choice:
     def chosen(self) -> str:
         """The pool that was chosen, why, and of every other one why not."""
         made = f"pool {self.pool}"
+        if self.beside and self.request.apart is not None:
+            made += f", and {self.beside} for {self.request.apart.what}"
         if self.refused:
             made += f" (passed over: {self.message})"
         if self.why:
@@ -146,3 +175,10 @@ class Choice:
         if self.later:
             made += f"; after it: {', '.join(name + why for name, why in self.later.items())}"
         return made
+
+    def shares(self, pods: int) -> dict[str, int]:
+        """How many of the gang's ``pods`` go to each pool."""
+        if self.pool is None:
+            return {}
+        apart = self.request.apart.pods if self.beside and self.request.apart is not None else 0
+        return {self.pool: pods - apart} | ({self.beside: apart} if apart else {})

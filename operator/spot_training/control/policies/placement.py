@@ -10,6 +10,9 @@ becomes free is kept for it until it fits, and it waits for nobody behind it. Wh
 job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and only
 a job that would fit if all training there ended holds anything; so at most the holder's GPUs less one pod's are idle
 in a pool. Nobody who runs is stopped for a job that waits.
+
+**A gang of which a part goes apart** (:class:`.demand.Apart`) takes a spot pool with room for the rest together with
+an on-demand pool with room for that part, or neither. On-demand pools take it as a whole only where they may stand in.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +22,7 @@ from typing import Final
 from spot_training.api.times import format_second
 from spot_training.control.ledger import Ledger
 from spot_training.control.policies.affinity import describe
-from spot_training.control.policies.demand import Choice, Key, Request, Verdict, Waiting
+from spot_training.control.policies.demand import Apart, Choice, Key, Request, Verdict, Waiting
 from spot_training.control.policies.fitting import room
 from spot_training.control.policies.interruptions import breaker_until, interruption_rate
 from spot_training.control.policies.score import score
@@ -88,27 +91,104 @@ class _Pass:
         refused: dict[str, Verdict] = {}
         wakes: list[float] = []
         order = self._order(job)
+        beside, provisioned = "", False
+        if job.request.apart is not None:
+            beside, provisioned, refused = self._beside(job, job.request.apart, wakes, avoid)
+            if not beside:
+                return self._without(job, refused, wakes, avoid)
+
+        def with_beside(made: Choice) -> Choice:
+            return self._add(job, made, beside, provisioned, avoid)
+
         for place, name in enumerate(order):
             verdict = self._barred(job.request, name, wakes)
             if verdict is None and job.request.queued:
-                return Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], ""))
-            verdict = verdict or self._short(job, name, avoid)
+                return with_beside(Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], "")))
+            verdict = verdict or self._short(job, name, self._pods(job, name), avoid)
             if verdict is None:
-                return self._give(job, name, refused, order[place + 1 :], wakes, avoid)
+                return with_beside(self._give(job, name, refused, order[place + 1 :], wakes, avoid))
             # In the user's order an autoscaled pool's turn is its turn, whatever those after it have.
             if job.request.pools and self._makes(name, verdict):
                 later = dict.fromkeys(order[place + 1 :], "")
-                return self._make(job, name, refused, later)
+                return with_beside(self._make(job, name, refused, later))
             refused[name] = verdict
         makes = [name for name, verdict in refused.items() if self._makes(name, verdict)]
         if makes and not job.request.pools:
             name = makes[0]
             refused.pop(name)
-            return self._make(job, name, refused, {})
+            return with_beside(self._make(job, name, refused, {}))
         if not refused:
             nothing = Verdict("PoolNotFound", "there is no SpotPool with capacityType Spot; create one")
             return Choice(job.request, None, {"": nothing})
         return Choice(job.request, None, refused, wake_at=min(wakes, default=None))
+
+    def _pods(self, job: Waiting, name: str) -> int:
+        """How many of the job's shape the pool would have to hold."""
+        apart = job.request.apart
+        return job.pods if apart is None or name in self._on_demand else job.pods - apart.pods
+
+    def _beside(
+        self, job: Waiting, apart: Apart, wakes: list[float], avoid: frozenset[str]
+    ) -> tuple[str, bool, dict[str, Verdict]]:
+        """The on-demand pool for the part that goes apart, and whether an autoscaler has to make its nodes; or none,
+        and why.
+        """
+        request = replace(job.request, refused=apart.refused)
+        names = list(request.pools or sorted(self._on_demand, key=lambda name: self._score(job, name)))
+        names.sort(key=lambda name: name in request.last)
+        refused: dict[str, Verdict] = {}
+        for name in names:
+            if name in self._supply.pools and name not in self._on_demand:
+                continue
+            verdict = self._barred(request, name, wakes)
+            if verdict is None and not request.queued:
+                verdict = self._short(job, name, apart.pods, avoid)
+            if verdict is None:
+                return name, False, {}
+            if request.pools and self._makes(name, verdict):
+                return name, True, {}
+            refused[name] = replace(verdict, text=f"for {apart.what}: {verdict.text}")
+        makes = next((name for name, verdict in refused.items() if self._makes(name, verdict)), None)
+        if makes is not None and not request.pools:
+            return makes, True, {}
+        if not refused:
+            text = (
+                f"onDemand.ranks: there is no on-demand pool for {apart.what}; name a SpotPool with capacityType "
+                "OnDemand in spec.pools, or name no pools"
+            )
+            refused[""] = Verdict("PoolNotFound", text)
+        return "", False, refused
+
+    def _without(
+        self, job: Waiting, refused: dict[str, Verdict], wakes: list[float], avoid: frozenset[str]
+    ) -> Choice:
+        """The part that goes apart has no pool, so no gang: say what else is missing."""
+        for name in self._order(job):
+            verdict = None
+            if name not in self._on_demand and name not in refused:
+                verdict = self._barred(job.request, name, wakes)
+                if verdict is None and not job.request.queued:
+                    verdict = self._short(job, name, self._pods(job, name), avoid)
+            if verdict is not None:
+                refused[name] = verdict
+        return Choice(job.request, None, refused, wake_at=min(wakes, default=None))
+
+    def _add(
+        self, job: Waiting, made: Choice, beside: str, provisioned: bool, avoid: frozenset[str]
+    ) -> Choice:
+        """Give the part that goes apart its pool, too, where the rest has got a spot pool."""
+        apart = job.request.apart
+        if apart is None or made.pool in self._on_demand:
+            return made
+        if provisioned:
+            self._provisioning[beside] = self._provisioning.get(beside, 0) + 1
+        elif not job.request.queued:
+            self._ledger.take(beside, job.shape, apart.pods, avoid)
+        # What is said of it as a pool for the whole gang is of no interest now.
+        later = {name: why for name, why in made.later.items() if name != beside}
+        refused = {name: verdict for name, verdict in made.refused.items() if name != beside}
+        waits = made.provisioned or provisioned
+        return replace(made, beside=beside, later=later, refused=refused, provisioned=waits)
 
     def _order(self, job: Waiting) -> list[str]:
         """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
@@ -127,8 +207,8 @@ class _Pass:
 
     def _score(self, job: Waiting, name: str) -> tuple[bool, float, str]:
         priced, per_gpu = self._prices[name]
-        slots = self._ledger.slots(name, job.shape)
-        spare = (slots - job.pods) / slots if slots >= job.pods else 1.0
+        slots, pods = self._ledger.slots(name, job.shape), self._pods(job, name)
+        spare = (slots - pods) / slots if slots >= pods else 1.0
         return not priced, score(per_gpu, self._rates[name], job.request.interval, spare), name
 
     def _price(self, name: str) -> tuple[bool, float]:
@@ -169,23 +249,24 @@ class _Pass:
             return Verdict("BreakerOpen", text)
         return None
 
-    def _short(self, job: Waiting, name: str, avoid: frozenset[str]) -> Verdict | None:
-        """Why the gang does not fit into the pool now, or None where it does."""
+    def _short(self, job: Waiting, name: str, pods: int, avoid: frozenset[str]) -> Verdict | None:
+        """Why so many of the gang's pods do not fit into the pool now, or None where they do."""
         slots = self._ledger.slots(name, job.shape, avoid)
-        if slots >= job.pods:
+        if slots >= pods:
             return None
         if self._autoscaled(name) and self._is_busy(name):
             text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
-            return Verdict("NoCapacity", text)
+            return Verdict("NoCapacity", text, pods)
         if avoid:
-            return self._shortage(job, name, slots, avoid)
-        memo, changes = (name, job.shape, job.pods), self._ledger.changes[name]
+            return replace(self._shortage(job, name, pods, slots, avoid), pods=pods)
+        memo, changes = (name, job.shape, pods), self._ledger.changes[name]
         known = self._shortages.get(memo)
         if known is None or known[0] != changes:
-            known = self._shortages[memo] = changes, self._shortage(job, name, slots, avoid)
+            made = replace(self._shortage(job, name, pods, slots, avoid), pods=pods)
+            known = self._shortages[memo] = changes, made
         return known[1]
 
-    def _shortage(self, job: Waiting, name: str, slots: int, avoid: frozenset[str]) -> Verdict:
+    def _shortage(self, job: Waiting, name: str, pods: int, slots: int, avoid: frozenset[str]) -> Verdict:
         supply = self._supply
         members, fit = supply.members(name), supply.fit(name, job.shape)
         if not members:
@@ -203,10 +284,11 @@ class _Pass:
         if avoid and all(node in avoid for node in self._fitting(job.shape, name)):
             text = f"its {fit.attachable} usable nodes are avoided for now: attempts failed there"
             return Verdict("NoCapacity", text)
-        if self._ledger.holds(name) and self._ledger.slots_unheld(name, job.shape) >= job.pods:
+        if self._ledger.holds(name) and self._ledger.slots_unheld(name, job.shape) >= pods:
             text = f"what is free there is kept for {self._holders[name]}, which is before this job"
             return Verdict("HeldForAnother", text)
-        resource, count = self._supply.pools[name].spec.gpu_resource, job.request.replicas
+        resource = self._supply.pools[name].spec.gpu_resource
+        count = job.request.replicas if job.request.one_node else pods
         free, most = self._free(job.shape, name)
         each = job.shape.need(resource) // (count if job.request.one_node else 1)
         if job.request.one_node:
@@ -219,9 +301,9 @@ class _Pass:
                 f"{count} pods of {each} {resource} do not fit: {free} free on {fit.attachable} nodes, room for "
                 f"{slots}"
             )
-        if fit.ever < job.pods:
+        if fit.ever < pods:
             most = sum(room(members[node].capacity, job.shape) for node in self._fitting(job.shape, name))
-            if most < job.pods:
+            if most < pods:
                 return Verdict("GangTooLarge", f"{text}, and for {most} if the nodes were empty")
         return Verdict("NoCapacity", text)
 
@@ -253,13 +335,14 @@ class _Pass:
             # All were looked at for their score: say what it was, or why there is none.
             later = {}
             for other in rest:
-                verdict = self._barred(job.request, other, wakes) or self._short(job, other, avoid)
+                verdict = self._barred(job.request, other, wakes)
+                verdict = verdict or self._short(job, other, self._pods(job, other), avoid)
                 if verdict is not None:
                     refused[other] = verdict
                 else:
                     later[other] = f" (score {self._score(job, other)[1]:.4g})"
             why = f"score {self._score(job, name)[1]:.4g}"
-        laid = self._ledger.take(name, job.shape, job.pods, avoid)
+        laid = self._ledger.take(name, job.shape, self._pods(job, name), avoid)
         node = laid[0] if job.request.one_node and laid else ""
         return Choice(job.request, name, refused, later, node=node, why=why)
 
@@ -272,9 +355,9 @@ class _Pass:
                 continue
             if name in job.request.last and not set(refused) <= job.request.last:
                 continue
-            if self._supply.fit(name, job.shape).ever < job.pods:
+            if self._supply.fit(name, job.shape).ever < verdict.pods:
                 continue
-            missing = job.pods - self._ledger.slots(name, job.shape, job.request.avoid)
+            missing = verdict.pods - self._ledger.slots(name, job.shape, job.request.avoid)
             if best is None or (missing, place) < best:
                 best, chosen = (missing, place), name
         if chosen:
