@@ -26,27 +26,26 @@ NAMESPACE: Final = "kueue-system"
 SERVICE: Final = "kueue-webhook-service"
 SECRET: Final = "kueue-webhook-server-cert"
 WEBHOOKS: Final = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
+MANAGED: Final = "kueue.x-k8s.io/managed"
+"""A label of the pods that it looks after, and a finalizer of theirs."""
 KINDS: Final = frozenset({"CustomResourceDefinition", "Secret", *WEBHOOKS})
 """Of its chart. The roles would be for a service account; the rest is its Deployment and how to look at it."""
 
 
-def queue(name: str, namespace: str, **amounts: int) -> list[Json]:
-    """A LocalQueue of that name, with the quota of a ClusterQueue of its own; `_` in a resource's name is `/`."""
+def queue(name: str, namespace: str, gpus: int) -> list[Json]:
+    """A LocalQueue of that name, on a ClusterQueue of its own, whose quota is so many GPUs."""
     about = {"apiVersion": "kueue.x-k8s.io/v1beta1"}
-    resources = {key.replace("_", "/"): amount for key, amount in amounts.items()}
-    quotas = [{"name": key, "nominalQuota": amount} for key, amount in resources.items()]
-    group = {
-        "coveredResources": list(resources),
-        "flavors": [{"name": f"{namespace}-{name}", "resources": quotas}],
-    }
-    own = {"name": f"{namespace}-{name}"}
+    own = {"name": cluster_queue(name, namespace)}
+    quota = {"name": "nvidia.com/gpu", "nominalQuota": gpus}
+    flavors = [{"name": own["name"], "resources": [quota]}]
+    groups = [{"coveredResources": [quota["name"]], "flavors": flavors}]
     return [
         {**about, "kind": "ResourceFlavor", "metadata": own, "spec": {}},
         {
             **about,
             "kind": "ClusterQueue",
             "metadata": own,
-            "spec": {"namespaceSelector": {}, "resourceGroups": [group]},
+            "spec": {"namespaceSelector": {}, "resourceGroups": groups},
         },
         {
             **about,
@@ -55,6 +54,11 @@ def queue(name: str, namespace: str, **amounts: int) -> list[Json]:
             "spec": {"clusterQueue": own["name"]},
         },
     ]
+
+
+def cluster_queue(name: str, namespace: str) -> str:
+    """The name of the ClusterQueue behind a LocalQueue."""
+    return f"{namespace}-{name}"
 
 
 def workloads(namespace: str) -> list[Json]:
@@ -166,14 +170,20 @@ def _remove(made: list[Json]) -> None:
     """Webhooks first: nothing could be changed any more where they do not answer."""
     webhooks = [f"{each['kind']}/{each['metadata']['name']}" for each in made if each["kind"] in WEBHOOKS]
     kubectl("delete", *webhooks, "--ignore-not-found")
+    for each in get("pods", "--all-namespaces", "-l", f"{MANAGED}=true"):
+        _let_go(f"pod/{each['metadata']['name']}", each)
     wanted = [each["metadata"]["name"] for each in made if each["kind"] == "CustomResourceDefinition"]
     there = {each["metadata"]["name"] for each in get("customresourcedefinitions")}
     for crd in [name for name in wanted if name in there]:
         for each in get(crd, "--all-namespaces"):
-            meta = each["metadata"]
-            if meta.get("finalizers"):
-                words = ["-n", meta["namespace"]] if "namespace" in meta else []
-                patch = '{"metadata":{"finalizers":null}}'
-                kubectl(*words, "patch", f"{crd}/{meta['name']}", "--type=merge", "-p", patch)
+            _let_go(f"{crd}/{each['metadata']['name']}", each)
     kubectl("delete", *(f"crd/{name}" for name in wanted), "--ignore-not-found", "--timeout=60s")
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true")
+
+
+def _let_go(what: str, found: Json) -> None:
+    """Nobody is there any more who would take the finalizers away."""
+    meta = found["metadata"]
+    if meta.get("finalizers"):
+        words = ["-n", meta["namespace"]] if "namespace" in meta else []
+        kubectl(*words, "patch", what, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
