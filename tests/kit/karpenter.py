@@ -7,7 +7,7 @@ neither nodes, nor pods that a DaemonSet put on them, nor CRDs.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ import yaml
 
 from tests.kit import gotools, kwok, places, process
 from tests.kit.kube import apply, get, kubectl
-from tests.kit.shell import step
+from tests.kit.shell import CommandError, step
 
 Json = dict[str, Any]
 
@@ -25,7 +25,9 @@ POOL: Final = "karpenter.sh/nodepool"
 """The label by which a node names the NodePool that it was made for."""
 CAPACITY_TYPE: Final = "karpenter.sh/capacity-type"
 NODE_CLASS: Final = {"group": "karpenter.kwok.sh", "kind": "KWOKNodeClass", "name": "default"}
-PREFIX: Final = "spot-training-test"
+NODE_PREFIX: Final = "kwok-"
+"""How the provider begins the names of its nodes."""
+TAINT: Final = "spot-training-test"
 """Every NodePool's taint, so that no other pod of the cluster ever has nodes made for it."""
 
 
@@ -73,7 +75,7 @@ def node_pool(name: str, gpus: int | None = None) -> Json:
         "nodeClassRef": NODE_CLASS,
         "expireAfter": "Never",
         "requirements": [{"key": CAPACITY_TYPE, "operator": "In", "values": ["spot"]}],
-        "taints": [{"key": PREFIX, "value": "karpenter", "effect": "NoSchedule"}],
+        "taints": [{"key": TAINT, "value": "karpenter", "effect": "NoSchedule"}],
     }
     limits = {"limits": {"nvidia.com/gpu": str(gpus)}} if gpus is not None else {}
     return {
@@ -96,7 +98,7 @@ def spot_pool(name: str, **spec: Any) -> Json:
         "metadata": {"name": name},
         "spec": {
             "nodeSelector": {POOL: name, CAPACITY_TYPE: "spot"},
-            "tolerations": [{"key": PREFIX, "operator": "Exists"}],
+            "tolerations": [{"key": TAINT, "operator": "Exists"}],
             "provisioning": "Autoscaled",
             **spec,
         },
@@ -132,7 +134,10 @@ def running(types: Sequence[InstanceType]) -> Iterator[None]:
             ]
             with process.running("karpenter", words) as karpenter:
                 process.wait_ready("karpenter", karpenter, health)
-                yield
+                try:
+                    yield
+                finally:
+                    _ended_by_itself()
         finally:
             with step("removing what Karpenter has made"):
                 _remove(source)
@@ -150,23 +155,36 @@ def _install(source: Path) -> None:
     )
 
 
+def _ended_by_itself() -> None:
+    """Have Karpenter take its nodes away, as long as it is there; what it leaves, it was too slow for."""
+    with suppress(CommandError):
+        kubectl("delete", "nodepools", "--all", "--wait=false")
+        kubectl("delete", "nodeclaims", "--all", "--timeout=20s")
+
+
 def _remove(source: Path) -> None:
     """Nobody is there any more who would take the finalizers away."""
     wanted = [yaml.safe_load(file.read_text())["metadata"]["name"] for file in _crds(source)]
     there = {each["metadata"]["name"] for each in get("customresourcedefinitions")}
-    made = [each["metadata"]["name"] for each in get("nodes", "-l", POOL)]
-    objects = [f"node/{name}" for name in made]
-    objects += [f"{crd}/{each['metadata']['name']}" for crd in wanted if crd in there for each in get(crd)]
-    for each in objects:
-        kubectl("delete", each, "--ignore-not-found", "--wait=false")
-    for each in objects:
-        if kubectl("get", each, "--ignore-not-found"):
+    kinds = ["nodes", *(crd for crd in wanted if crd in there)]
+    made = {kind: [each["metadata"]["name"] for each in get(kind, *_of_pools(kind))] for kind in kinds}
+    objects = [f"{kind}/{name}" for kind, names in made.items() for name in names]
+    if objects:
+        kubectl("delete", *objects, "--ignore-not-found", "--wait=false")
+        for each in kubectl("get", *objects, "--ignore-not-found", "-o", "name").split():
             kubectl("patch", each, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
-    for name in made:
-        words = ["--field-selector", f"spec.nodeName={name}", "--grace-period=0", "--force"]
-        kubectl("delete", "pods", "--all-namespaces", *words, "--wait=false")
+    _remove_pods()
     if there & set(wanted):
         kubectl("delete", *_named(source), "--ignore-not-found", "--timeout=60s")
+
+
+def _remove_pods() -> None:
+    """What DaemonSets of the cluster had on those nodes: nobody would end it but, a minute later, the collector."""
+    for each in get("pods", "--all-namespaces"):
+        if str(each["spec"].get("nodeName")).startswith(NODE_PREFIX):
+            meta = each["metadata"]
+            words = ["--grace-period=0", "--force", "--wait=false", "--ignore-not-found"]
+            kubectl("-n", meta["namespace"], "delete", "pod", meta["name"], *words)
 
 
 def _crds(source: Path) -> list[Path]:
@@ -176,3 +194,7 @@ def _crds(source: Path) -> list[Path]:
 
 def _named(source: Path) -> list[str]:
     return [word for file in _crds(source) for word in ("-f", str(file))]
+
+
+def _of_pools(kind: str) -> list[str]:
+    return ["-l", POOL] if kind == "nodes" else []
