@@ -136,6 +136,8 @@ def test_a_node_that_karpenter_takes_is_left_by_the_whole_gang(scene: Scene) -> 
     kubectl("delete", "nodeclaim", claim, "--wait=false")
     second = scene.runs("grows", 2, scene.ample)
     assert taken not in second and len(second) == 2
+    told = [each["reason"] for index in (0, 1) for each in events(scene.namespace, f"grows-1-{index}")]
+    assert "Evicted" not in told, "it was the operator that stopped the pods"
     state = scene.status("grows")
     assert (state["failures"], state["disruptions"]) == (0, 1)
     assert (state["timeline"][0]["reason"], state["timeline"][0]["node"]) == ("Reclaimed", taken)

@@ -90,8 +90,6 @@ def running(namespace: str) -> Iterator[None]:
                 _lay_certificates(directory)
                 process.wait_ready("kueue", kueue, health)
                 yield
-                # While it still answers: without it no pod of the namespace could be changed any more.
-                kubectl("-n", namespace, "delete", "pods", "--all", "--wait=true", timeout=90)
         finally:
             with step("removing Kueue"):
                 _remove(made)
