@@ -68,14 +68,18 @@ class Queue:
             "", f"clusterqueue/{kueue.cluster_queue(QUEUE, self.namespace)}", {"spec": {"stopPolicy": policy}}
         )
 
-    def said(self, name: str) -> list[str]:
-        """What Kueue says of the job's one workload."""
-        (workload,) = [
-            each
+    def workloads(self, name: str) -> list[str]:
+        """What Kueue has made of the job's first attempt."""
+        return [
+            each["metadata"]["name"]
             for each in kueue.workloads(self.namespace)
             if f"{name}-1-0" in {owner["name"] for owner in each["metadata"]["ownerReferences"]}
         ]
-        return [each["message"] for each in workload.get("status", {}).get("conditions", [])]
+
+    def said(self, workload: str) -> list[str]:
+        """What Kueue says of it."""
+        (found,) = get(f"workloads.kueue.x-k8s.io/{workload}", "-n", self.namespace)
+        return [each["message"] for each in found.get("status", {}).get("conditions", [])]
 
     def end(self) -> None:
         names = [each["metadata"]["name"] for each in get("pvc", "-n", self.namespace)]
@@ -111,12 +115,14 @@ def test_the_second_gang_waits_says_why_and_runs_when_the_first_has_ended(queue:
     condition = wait_reason(queue.namespace, "second", "Queued")
     assert f"waiting in Kueue's queue {QUEUE}" in condition["message"]
     assert queue.status("second")["phase"] == "Pending"
-    # It is the quota that it waits for, and the two pods are one workload to Kueue.
+    # What the message names is there, it is one for both pods, and it is the quota that it waits for.
+    (workload,) = queue.workloads("second")
+    assert f"describe workload {workload}` says for what" in condition["message"]
     wait_for(
         queue.namespace,
         "second",
         "Kueue says that there is no quota",
-        lambda: any("insufficient unused quota for nvidia.com/gpu" in each for each in queue.said("second")),
+        lambda: any("insufficient unused quota for nvidia.com/gpu" in each for each in queue.said(workload)),
     )
     queue.finish("first")
     queue.runs("second")

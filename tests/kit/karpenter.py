@@ -123,7 +123,7 @@ def running(types: Sequence[InstanceType]) -> Iterator[None]:
         try:
             _install(source)
             metrics, health = process.free_ports(2)
-            words = [
+            words: list[str | Path] = [
                 gotools.path("karpenter"),
                 f"--instance-types-file-path={offered}",
                 f"--metrics-port={metrics}",

@@ -80,7 +80,7 @@ def running(namespace: str) -> Iterator[None]:
         _remove(made)  # what a run that was killed has left
         try:
             _install(made, webhook)
-            words = [
+            words: list[str | Path] = [
                 gotools.path("kueue"),
                 f"--config={configuration}",
                 # It would be an API server of its own, for which the cluster has no address here.
