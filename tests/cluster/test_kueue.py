@@ -153,7 +153,9 @@ def test_a_gang_that_kueue_evicts_is_disrupted_and_queues_again(queue: Queue) ->
 
 
 def test_who_was_deleted_in_the_queue_has_left_nothing(queue: Queue) -> None:
-    """Kueue keeps the pods by a finalizer until the cluster's collector calls them ended: every twenty seconds."""
+    """Kueue keeps the pods by a finalizer until the cluster's collector calls them ended, every twenty seconds, and may
+    count the quota as theirs until then: the first gang here waits for that.
+    """
     wait_until(
         "the pods of the job that was deleted in the queue are gone",
         lambda: not pods(queue.namespace, "deleted"),
