@@ -15,6 +15,7 @@ import pytest
 
 from tests.kit import aws_mock, install, layout, network
 from tests.kit.kube import get, kubectl
+from tests.kit.process import free_ports
 from tests.kit.shell import wait_until
 from tests.unit.node import metadata
 from tests.unit.node.google import QUIET, Server
@@ -48,7 +49,7 @@ class Cloud:
 def places(installed: None) -> Iterator[dict[str, tuple[str, int]]]:
     """The chart as for machines of these clouds, and where each agent asks."""
     host = network.host_address(NODE)
-    found = {provider: (host, aws_mock.free_port(host)) for provider in LABELS}
+    found = {provider: (host, free_ports(1, host)[0]) for provider in LABELS}
     settings = {"agent.providers.eci.enabled": "false"}
     for provider, (_, port) in found.items():
         settings |= {

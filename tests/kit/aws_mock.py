@@ -1,7 +1,6 @@
 """AWS's own mock of its instance metadata service (github.com/aws/amazon-ec2-metadata-mock), built from its module."""
 
 import os
-import socket
 import subprocess
 import tempfile
 import urllib.error
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tests.kit import gotools, places
+from tests.kit.process import free_ports
 from tests.kit.shell import wait_until
 
 PROGRAM: Final = "ec2-metadata-mock"
@@ -32,7 +32,7 @@ def running(*words: str, host: str = "127.0.0.1", port: int = 0) -> Iterator[str
     gotools.ensure({PROGRAM})
     for start in range(STARTS):
         try:
-            process, address = _start(words, host, port or free_port(host))
+            process, address = _start(words, host, port or free_ports(1, host)[0])
         except TakenError:
             if port or start == STARTS - 1:
                 raise
@@ -88,10 +88,3 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return False
-
-
-def free_port(host: str) -> int:
-    """A port of this address that nobody listens at."""
-    with socket.create_server((host, 0)) as listening:
-        number: int = listening.getsockname()[1]
-        return number

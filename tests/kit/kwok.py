@@ -4,13 +4,12 @@ For what no machine here can be: thousands of nodes. kwok runs beside the cluste
 the stages that it brings: nodes are Ready, pods become Running, deleted pods go.
 """
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
-from tests.kit import gotools, places
-from tests.kit.shell import step
+from tests.kit import gotools, places, process
 
 ANNOTATION: Final = "kwok.x-k8s.io/node"
 TAINT: Final = "kwok.x-k8s.io/node"
@@ -26,39 +25,19 @@ def running() -> Iterator[None]:
     gotools.ensure({"kwok"})
     stages = gotools.module_dir("sigs.k8s.io/kwok") / "kustomize" / "stage"
     config = [f"--config={file}" for place in STAGES for file in sorted((stages / place).glob("[!k]*.yaml"))]
-    log = places.LOGS / "kwok.log"
-    with log.open("wb") as sink:
-        process = subprocess.Popen(
-            [
-                str(gotools.path("kwok")),
-                f"--kubeconfig={places.KUBECONFIG}",
-                "--manage-all-nodes=false",
-                f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
-                f"--node-lease-duration-seconds={LEASE_SECONDS}",
-                *config,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        if _ends_within(process, 2):
-            raise RuntimeError(f"kwok does not start; see {log}")
+    (port,) = process.free_ports(1)
+    words: list[str | Path] = [
+        gotools.path("kwok"),
+        f"--kubeconfig={places.KUBECONFIG}",
+        "--manage-all-nodes=false",
+        f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
+        f"--node-lease-duration-seconds={LEASE_SECONDS}",
+        f"--server-address=127.0.0.1:{port}",
+        *config,
+    ]
+    with process.running("kwok", words) as kwok:
+        process.wait_ready("kwok", kwok, port)
         yield
-        if process.poll() is not None:
-            raise RuntimeError(f"kwok ended with {process.returncode}; see {log}")
-    finally:
-        with step("stopping kwok"):
-            process.terminate()
-            process.wait(timeout=30)
-
-
-def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def node(name: str, labels: dict[str, str], gpus: int = 4) -> dict[str, Any]:

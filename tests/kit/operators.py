@@ -18,6 +18,7 @@ from typing import Any
 from tests.kit import install
 from tests.kit.kube import get, kubectl
 from tests.kit.places import KUBECONFIG
+from tests.kit.process import free_ports
 from tests.kit.shell import wait_until
 
 
@@ -26,7 +27,7 @@ class Operator:
 
     def __init__(self, namespace: str, directory: Path) -> None:
         self.namespace = namespace
-        self._ports = _free_ports(2)
+        self._ports = free_ports(2)
         self._log = directory / f"operator-{self._ports[0]}.log"
         words = [
             *(sys.executable, "-m", "spot_training", "operator", f"--lease={namespace}/leader"),
@@ -146,11 +147,3 @@ def installed_operator_away() -> Iterator[None]:
     finally:
         kubectl(*words, "scale", deployment, f"--replicas={before}")
         kubectl(*words, "rollout", "status", deployment, "--timeout=90s")
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("", 0)) for _ in range(count)]
-    ports: list[int] = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports

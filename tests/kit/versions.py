@@ -106,5 +106,7 @@ PROGRAMS: Final = (
         {"ec2-metadata-mock": "github.com/aws/amazon-ec2-metadata-mock/cmd"},
         {},
     ),
+    Program("sigs.k8s.io/karpenter", "v1.14.0", {"karpenter": "sigs.k8s.io/karpenter/kwok"}, {}),
+    Program("sigs.k8s.io/kueue", "v0.14.0", {"kueue": "sigs.k8s.io/kueue/cmd/kueue"}, {}),
 )
 """In the order of building: what a node image needs comes before what only tests need."""

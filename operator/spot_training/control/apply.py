@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from spot_training.api import names
 from spot_training.api.names import API_VERSION, JOB_KIND
@@ -30,11 +30,19 @@ NOT_FOUND, CONFLICT, FORBIDDEN, TOO_MANY = 404, 409, 403, 429
 
 
 class Applier:
-    """Writes to the API server, and puts its answers into the cache at once."""
+    """Writes to the API server, and puts its answers into the cache at once.
 
-    def __init__(self, client: Client, cache: Cache) -> None:
+    ``look``: is called with the key of a job one of whose pods has come into the cache so, or changed there. The
+    watch brings the same version later, which is nothing new then; and a pod that a queue gates does not change for
+    hours.
+    """
+
+    def __init__(
+        self, client: Client, cache: Cache, look: Callable[[tuple[str, str]], None] = lambda key: None
+    ) -> None:
         self._client = client
         self._cache = cache
+        self._look = look
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def write_status(self, job: Job, status: SpotTrainingJobStatus) -> Job:
@@ -140,7 +148,7 @@ class Applier:
                 raise RuntimeError(
                     f"the name of pod {body['metadata']['name']} is taken by somebody else's pod"
                 )
-        self._cache.put_pod(raw)
+        self._take_in(job, raw)
 
     async def _delete_pod(self, job: Job, name: str, uid: str, grace: int | None) -> None:
         try:
@@ -154,7 +162,12 @@ class Applier:
                 self._cache.bury(known)
             return
         if raw.get("kind") == "Pod":
-            self._cache.put_pod(raw)
+            self._take_in(job, raw)
+
+    def _take_in(self, job: Job, raw: Json) -> None:
+        before, after = self._cache.put_pod(raw)
+        if after is not None and after != before:
+            self._look(job.key)
 
     async def _delete_job(self, job: Job) -> None:
         logger.info("deleting finished job %s/%s: its time to live is over", job.namespace, job.name)

@@ -22,5 +22,6 @@ def connection() -> Connection:
     tls = ssl.create_default_context(cafile=said.ssl_ca_cert)
     if said.cert_file:
         tls.load_cert_chain(said.cert_file, said.key_file)
-    bearer = said.get_api_key_with_prefix("authorization")
+    # What the client itself would send: the name under which it keeps a token has changed between its versions.
+    bearer = said.auth_settings().get("BearerToken", {}).get("value")
     return Connection(said.host, tls, token=bearer.removeprefix("Bearer ") if bearer else None)

@@ -20,13 +20,19 @@ TERMINATION_TARGET: Final = "TerminationTarget"
 """The pod condition that Kueue sets before it deletes the pods of a workload that it evicts."""
 
 
+def group(job: Job, attempt: int) -> str:
+    """The name of the attempt's group of pods, and of the Workload that Kueue makes of it.
+
+    Unique among all jobs that ever bore the name: Kueue would take pods of the same group for one workload.
+    """
+    return f"{job.name[:40]}-{job.uid[:8]}-{attempt}"
+
+
 def join(metadata: dict[str, Any], job: Job, opened: Current) -> None:
     """Put the pod into the queue that the attempt was opened for, as one of its group."""
     if not opened.queue:
         return
-    # Unique among all jobs that ever bore the name: Kueue would take pods of the same group for one workload.
-    group = f"{job.name[:40]}-{job.uid[:8]}-{opened.attempt}"
-    labels = {QUEUE: opened.queue, GROUP: group}
+    labels = {QUEUE: opened.queue, GROUP: group(job, opened.attempt)}
     if job.priority_class:
         labels[PRIORITY] = job.priority_class
     metadata["labels"] = metadata["labels"] | labels

@@ -62,7 +62,7 @@ class Reconciler:
         self._changed = changed
         self._metrics = metrics
         self._clock = clock
-        self._applier = Applier(client, cache)
+        self._applier = Applier(client, cache, look)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}

@@ -7,7 +7,7 @@ back when ``provisionTimeoutSeconds`` have passed, and the next one comes later 
 from collections.abc import Mapping
 from typing import Final
 
-from spot_training.control import conditions
+from spot_training.control import conditions, kueue
 from spot_training.control.claims import modes_of
 from spot_training.control.draft import Draft
 from spot_training.control.world import Ask, Pod
@@ -72,7 +72,11 @@ def starting(draft: Draft) -> tuple[str, str]:
             reason, advice = TROUBLES.get(said.partition(":")[0], ("Starting", ""))
             message = f"rank {index}: {said}" + (f"; {advice}" if advice else "")
             if reason == QUEUED and draft.current.queue:
-                message = f"waiting in Kueue's queue {draft.current.queue}; {message}"
+                workload = kueue.group(draft.job, draft.current.attempt)
+                message = (
+                    f"waiting in Kueue's queue {draft.current.queue}: `kubectl -n {draft.job.namespace} describe "
+                    f"workload {workload}` says for what; {message}"
+                )
             if reason not in ("Starting", "Unschedulable"):
                 _tell_once(draft, reason, message)
             return reason, message

@@ -84,7 +84,11 @@ def test_while_it_waits_the_job_says_where_and_no_timeout_runs() -> None:
     scene = gate(queued(provisionTimeoutSeconds=100))
     scene.step()
     assert (scene.status.phase, scene.why()) == ("Pending", ("False", "Queued"))
-    assert "waiting in Kueue's queue team" in scene.condition().message
+    said = scene.condition().message
+    assert "waiting in Kueue's queue team" in said
+    metadata = manifests.pod(scene.job, 1, 0, pool("a"), scene.current)["metadata"]
+    group = metadata["labels"]["kueue.x-k8s.io/pod-group-name"]
+    assert f"`kubectl -n {scene.job.namespace} describe workload {group}` says for what" in said
     assert scene.plan.wake_at is None
     scene.step(10_000)
     assert (scene.current.attempt, scene.current.stop, scene.current.admitted_at) == (1, None, None)

@@ -45,6 +45,7 @@ class Setting:
         self.cache.claims.put(claim | {"spec": {"accessModes": ["ReadWriteMany"]}})
         self.client = cast(Client, self.sim)
         self.metrics = Metrics()
+        self.looks: list[tuple[str, str]] = []
         self.see_job()
         self.reconciler = Reconciler(
             self.client,
@@ -53,6 +54,7 @@ class Setting:
             lambda *_: None,
             self.metrics,
             lambda: self.sim.now,
+            self.looks.append,
         )
 
     def see_job(self) -> None:
@@ -77,6 +79,36 @@ async def test_an_attempt_is_opened_and_its_pods_made_in_one_pass() -> None:
     assert len(setting.sim.pods) == 2
     counted = setting.metrics.registry.get_sample_value
     assert counted("spot_operator_attempts_total", {"pool": "a"}) == 1, "counted at the write, and once"
+
+
+@pytest.mark.parametrize("watch_is_first", [False, True])
+async def test_what_an_answer_brought_is_looked_at_since_no_watch_will_tell_of_it(
+    watch_is_first: bool,
+) -> None:
+    """Pods that a queue gates do not change for hours: nothing else would have the job looked at."""
+    setting = Setting()
+    create = setting.sim.create
+
+    async def gated(path: str, body: Json, **query: str) -> Json:
+        if path.endswith("/pods"):
+            body["spec"]["schedulingGates"] = [{"name": "kueue.x-k8s.io/admission"}]
+        raw = await create(path, body, **query)
+        if path.endswith("/pods") and not query:
+            raw["status"]["conditions"] = [
+                {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gated"}
+            ]
+            if watch_is_first:
+                setting.cache.put_pod(raw)
+        return raw
+
+    setting.answer("create", gated)
+    await setting.reconciler.reconcile(KEY)
+    assert setting.looks == ([] if watch_is_first else [KEY, KEY])
+    setting.looks.clear()
+    await setting.reconciler.reconcile(KEY)
+    said = {each["type"]: each["reason"] for each in setting.sim.job["status"]["conditions"]}
+    assert (said["Running"], setting.sim.job["status"]["phase"]) == ("Queued", "Pending")
+    assert setting.looks == [], "nothing was made: there is nothing new to look at"
 
 
 async def test_what_was_planned_from_an_old_version_is_not_written_over_a_new_one() -> None:
