@@ -29,13 +29,15 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from spot_training.train import report
+from spot_training.train.account import Account
 from spot_training.train.compression import check as check_compression
 from spot_training.train.directory import Keep
 from spot_training.train.environment import Settings
-from spot_training.train.problem import VolumeFullError
-from spot_training.train.ranks import find_ranks, is_lost_peer
+from spot_training.train.problem import report_of
+from spot_training.train.ranks import find_ranks
 from spot_training.train.report import TerminationLog, log
 from spot_training.train.signals import EXIT_PREEMPTED, Preempted, StopSignals
+from spot_training.train.snapshot import overlapped_in
 from spot_training.train.state import check_parts, portable_extras
 from spot_training.train.store import PassedOver, Place, Save, Store
 
@@ -45,7 +47,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from spot_training.train.background import Background
-    from spot_training.train.problem import Problem
     from spot_training.train.state import Part
     from spot_training.train.store import Saved
 
@@ -111,16 +112,9 @@ class Training:
         self._local_rank = settings.local_rank
         self._termination_log = TerminationLog(settings.termination_log)
         self._reported = self._last_save = time.monotonic()
-        self._checkpoint_step: int | None = None
-        self._checkpoint_time: float | None = None
-        self._save_seconds = 0.0  # of this attempt's last save
-        self._stall_seconds = 0.0  # that the last save has kept the program from its steps
+        self._account = Account()
         self._background = background
         self._begun: tuple[Save, Background[Saved]] | None = None  # the save that is under way
-        self._load_seconds: float | None = None
-        self._trouble: Problem | None = None  # why the last save failed
-        self._own_step: int | None = None  # of the newest checkpoint in our own directory
-        self._saved_here = False  # whether this attempt has saved one
         self._stopping = False  # what all ranks know; `stopping` is what this one knows
         self._left: float | None = None  # of the grace, in seconds, when the ranks last spoke; None: no bound
         self._loaded = self._completed = False
@@ -146,7 +140,7 @@ class Training:
             Keep(keep, keep_every_steps),
             sharded,
             check_compression(compress),
-            _optimizers(common, background=background) if overlapped else None,
+            overlapped_in(common, background=background) if overlapped else None,
         )
         self.passed_over = self._store.passed_over
 
@@ -190,10 +184,8 @@ class Training:
         if loaded is None:
             self._say("started from scratch (attempt %d)", self._store.attempt, event="started")
         else:
-            self._load_seconds = self._last_save - began
-            self.step = self.resumed_step = self._checkpoint_step = loaded.step
-            self._checkpoint_time = loaded.time
-            self._own_step = None if loaded.borrowed else loaded.step
+            self._account.note_loaded(loaded, self._last_save - began)
+            self.step = self.resumed_step = loaded.step
             self.extras.update(loaded.extras)
             source = (
                 "another job's checkpoint" if loaded.borrowed else f"checkpoint of attempt {loaded.attempt}"
@@ -254,7 +246,7 @@ class Training:
         else:
             saved = self._store.save(self.step, extras)
         self._last_save = time.monotonic()
-        self._stall_seconds = self._last_save - began
+        self._account.stall_seconds = self._last_save - began
         if not self._begun:
             self._note(save, saved)
         return save
@@ -269,9 +261,10 @@ class Training:
         if self._begun:
             self._settle()
             self._consult()  # of the grace, less is left
-        if self._own_step == self.step:
+        needed = self._account.save_seconds
+        if self._account.own_step == self.step:
             self._say_stopping(f"step {self.step} is saved")
-        elif self._saved_here and self._left is not None and self._left < self._save_seconds:
+        elif needed is not None and self._left is not None and self._left < needed:
             self._say_stopping(f"no time to save step {self.step}")
         else:
             self._say_stopping("saving")
@@ -291,7 +284,7 @@ class Training:
         if again:
             self._store.note_completed(self._completion())
         else:
-            if self._own_step != self.step:
+            if self._account.own_step != self.step:
                 self.save().wait()
             recorded = self._store.completed
             if extras or recorded is None or recorded["step"] != self.step:
@@ -350,7 +343,7 @@ class Training:
         save, begun = self._begun
         self._begun = None  # also where it raises: what has failed is not waited for again
         ended = begun.advance()
-        self._stall_seconds += time.monotonic() - began
+        self._account.stall_seconds += time.monotonic() - began
         if ended:
             self._note(save, ended[0])
         else:
@@ -359,19 +352,11 @@ class Training:
     def _note(self, save: Save, saved: Saved) -> None:
         """Take down how a save has ended, and tell it."""
         save.saved = saved
-        self._stall_seconds += self._store.waited()
-        self._trouble = saved.problem
-        if saved.problem:
-            facts = {"event": "save-failed", "step": saved.step}
-            have = "none yet" if self._checkpoint_step is None else f"step {self._checkpoint_step}"
-            words = "could not save step %d: %s; the newest checkpoint is %s"
-            log.error(words, saved.step, saved.problem.words, have, extra=facts)
-        else:
-            self._saved_here = True
-            self._own_step = self._checkpoint_step = saved.step
-            self._checkpoint_time, self._save_seconds = saved.time, saved.seconds
+        self._account.stall_seconds += self._store.waited()
+        self._account.note_saved(saved)
+        if saved.problem is None:
             words = "saved step %d in %.2f s, training stood still for %.2f s"
-            self._say(words, saved.step, saved.seconds, self._stall_seconds, event="saved")
+            self._say(words, saved.step, saved.seconds, self._account.stall_seconds, event="saved")
         self._tell(report.RUNNING)
 
     def _completion(self) -> dict[str, Any]:
@@ -394,21 +379,16 @@ class Training:
         self._reported = time.monotonic()
         if self._local_rank and reason not in report.FAILURES:
             return
-        at = self._checkpoint_time
         record = {
             "reason": reason,
             "step": self.step if self._knows_step else None,
             "totalSteps": self.total_steps,
-            "checkpointStep": self._checkpoint_step,
-            "checkpointTime": None if at is None else report.format_time(at),
-            "saveSeconds": round(self._save_seconds, 3) if self._saved_here else None,
-            "stallSeconds": round(self._stall_seconds, 3) if self._saved_here else None,
-            "loadSeconds": None if self._load_seconds is None else round(self._load_seconds, 3),
+            **self._account.facts(),
             "resumedStep": self.resumed_step if self._knows_step else None,
+            **self._account.troubles(),
         }
         optional = {
-            "message": message or (self._trouble.words if self._trouble else None),
-            "saveTrouble": report.VOLUME_FULL if self._trouble and self._trouble.full else None,
+            "message": message,
             "extras": self.extras,
             "passedOver": [asdict(item) for item in self.passed_over],
         }
@@ -418,27 +398,10 @@ class Training:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         """Tell how the program failed, then let the interpreter show it as ever. No SystemExit comes here."""
-        if isinstance(error, KeyboardInterrupt):
-            self._tell(report.PREEMPTED, "interrupted within a step")
-        elif is_lost_peer(error):
-            # A failure that another process of this container has told is the cause; this is its consequence.
-            told = self._termination_log.read()
-            if told is None or told["reason"] not in report.FAILURES:
-                self._tell(report.PEER_LOST, str(error))
-        else:
-            reason = report.VOLUME_FULL if isinstance(error, VolumeFullError) else report.FAILED
-            self._tell(reason, f"{kind.__name__}: {error}")
+        failure = report_of(error, self._termination_log.read())
+        if failure:
+            self._tell(*failure)
         self._previous_hook(kind, error, trace)
-
-
-def _optimizers(parts: Mapping[str, Part], *, background: bool) -> dict[str, Part]:
-    if not background:
-        raise ValueError("overlapped=True is for saves in the background: give background=True, too")
-    torch = sys.modules.get("torch")
-    found = {name: part for name, part in parts.items() if torch and isinstance(part, torch.optim.Optimizer)}
-    if not found:
-        raise ValueError("overlapped=True needs an optimizer of torch among the parts in state")
-    return found
 
 
 def _check_positive(**arguments: float | None) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from spot_training.train import report
+from spot_training.train.ranks import is_lost_peer
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT)
 
@@ -42,3 +45,18 @@ class Problem:
 def in_words(error: BaseException) -> str:
     """An error in its own words; the name of its class where those would say nothing."""
     return str(error) or type(error).__name__
+
+
+def report_of(error: BaseException, told: dict[str, Any] | None) -> tuple[str, str] | None:
+    """How a program that ends by this error is told to have ended: a reason and a message.
+
+    `told` is the message so far. None: a failure that another process of this container has told is the cause, and
+    this is its consequence.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return report.PREEMPTED, "interrupted within a step"
+    if is_lost_peer(error):
+        known = told is not None and told["reason"] in report.FAILURES
+        return None if known else (report.PEER_LOST, str(error))
+    reason = report.VOLUME_FULL if isinstance(error, VolumeFullError) else report.FAILED
+    return reason, f"{type(error).__name__}: {error}"

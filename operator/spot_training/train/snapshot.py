@@ -24,6 +24,8 @@ from spot_training.train import pages
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from spot_training.train.state import Part
+
 _UNCHANGING: Final = (bool, int, float, str, bytes, complex, type(None))
 _WORTH_WAITING: Final = 1 << 16
 """Bytes of a tensor from which on it is copied later: below, noting it takes as long as copying it."""
@@ -31,6 +33,17 @@ _WORTH_WAITING: Final = 1 << 16
 
 class ChangedMeanwhileError(Exception):
     """A tensor that was to be copied beside the program's next step was changed by something else than that step."""
+
+
+def overlapped_in(parts: Mapping[str, Part], *, background: bool) -> dict[str, Part]:
+    """The optimizers whose tensors are copied later. Raises ValueError where a program cannot mean that."""
+    if not background:
+        raise ValueError("overlapped=True is for saves in the background: give background=True, too")
+    torch = sys.modules.get("torch")
+    found = {name: part for name, part in parts.items() if torch and isinstance(part, torch.optim.Optimizer)}
+    if not found:
+        raise ValueError("overlapped=True needs an optimizer of torch among the parts in state")
+    return found
 
 
 class HostCopies:
