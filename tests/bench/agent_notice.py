@@ -25,8 +25,8 @@ from tests.unit.node.google import QUIET, Server
 
 TRIALS: Final = 1000
 NODES: Final = 200
-LONG_POLL_TRIALS: Final = 60
-LONG_POLL_NODES: Final = 30
+LONG_POLL_TRIALS: Final = 300
+LONG_POLL_NODES: Final = 60
 MASS: Final = 200
 NOTICE_SECONDS: Final = 240.0
 COLD_SECONDS: Final = 16.0

@@ -93,10 +93,7 @@ class TorchRanks:
         with _naming_lost_peers():
             gloo = self._distributed.get_backend() == "gloo"
             self._group = None if gloo else self._distributed.new_group(backend="gloo")
-        # gloo's threads let go of the last collective's tensors after its end, and need the interpreter for it. One
-        # that comes when the interpreter is going down is killed inside C++, which aborts the process (seen with
-        # torch 2.6 in one of a hundred exits): exit code 134 in place of 143, or of 0. So they get time before.
-        atexit.register(time.sleep, _SECONDS_FOR_GLOO)
+        atexit.register(_let_go, self._distributed.group.WORLD, self._group)
 
     def largest(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """One all-reduce."""
@@ -124,6 +121,18 @@ class TorchRanks:
         """A barrier, in which nothing can go wrong that still matters."""
         with contextlib.suppress(RuntimeError):
             self._distributed.barrier(group=self._group)
+
+
+def _let_go(*_groups: Any) -> None:
+    """Hold the process groups until the end of the program, and then give gloo's threads time.
+
+    These let go of a collective's tensors some time after its end, and need the interpreter for it. One that comes when
+    the interpreter is going down is killed inside C++, which aborts the process: exit code 134 in place of 143, or of 0
+    (seen with torch 2.6 in one of a hundred exits). And who drops the last reference to a group waits for its threads
+    without letting them have the interpreter, for ever if one of them needs it just then (seen once: a DDP model, the
+    last to go after ``destroy_process_group``).
+    """
+    time.sleep(_SECONDS_FOR_GLOO)
 
 
 def find_ranks(world_size: int) -> Ranks:

@@ -36,7 +36,7 @@ def gone(pid: int) -> bool:
     """Whether no such process runs: it is not there, or it is a zombie that only waits to be collected."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes between open and read
         return True
 
 
