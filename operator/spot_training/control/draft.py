@@ -132,9 +132,20 @@ class Draft:
         self.set(timeline=timeline)
 
     def record_return(self, **fields: Any) -> None:
-        """Put into the newest interruption how the job came back; attempts that never started leave no entry."""
-        if self.status.timeline and self.status.timeline[-1].attempt < self.current.attempt:
-            self.record(self.status.timeline[-1].attempt, **fields)
+        """Put into the newest interruption before this attempt how the job came back; the first return counts.
+
+        Attempts that never started leave no entry. What an attempt reports of its start may come with its own end.
+        """
+        earlier = [each for each in self.status.timeline if each.attempt < self.current.attempt]
+        if not earlier:
+            return
+        returned = earlier[-1].resumed_at is not None
+        new = {
+            name: value
+            for name, value in fields.items()
+            if not returned or getattr(earlier[-1], name) is None
+        }
+        self.record(earlier[-1].attempt, **new)
 
     def record_new(self, entry: Interruption) -> None:
         """Begin a timeline entry, or replace the attempt's."""

@@ -420,6 +420,15 @@ def test_the_timeline_tells_the_story() -> None:
     )
 
 
+def test_each_return_is_told_with_its_own_interruption() -> None:
+    scene = gang(1)
+    for resumed in (None, 120, 240):
+        scene.run(70)
+        scene.exit(143, report=dataclasses.replace(PREEMPTED, resumed_step=resumed), deleting=True).run()
+        scene.started()
+    assert [entry.resumed_step for entry in scene.status.timeline] == [120, 240, None]
+
+
 def test_the_timeline_keeps_the_last_twenty() -> None:
     scene = gang(1)
     for _ in range(25):
