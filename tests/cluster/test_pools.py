@@ -168,12 +168,12 @@ def test_two_gangs_and_room_for_one(scene: Scene) -> None:
     scene.opens("one", "a")
     scene.job("two", "a", replicas=2)
     scene.waits("two", "NoCapacity", "4 free on 3 nodes, room for 1")
-    # What is left is kept for the gang that waits.
-    scene.job("small", "a")
-    scene.waits("small", "HeldForAnother", f"kept for {scene.namespace}/{scene.name}-two")
+    # What is left is kept for the gang that waits. Of two jobs of the same second the name decides.
+    scene.job("wee", "a")
+    scene.waits("wee", "HeldForAnother", f"kept for {scene.namespace}/{scene.name}-two")
     scene.end("one")
     scene.opens("two", "a")
-    scene.opens("small", "a")
+    scene.opens("wee", "a")
 
 
 def test_a_high_priority_arrives(scene: Scene) -> None:
