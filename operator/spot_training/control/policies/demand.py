@@ -105,9 +105,9 @@ class Waiting:
         return 1 if self.request.one_node else self.request.replicas
 
     @property
-    def order(self) -> tuple[int, float, str]:
-        """Whose turn it is: the least first."""
-        return -self.request.priority, self.created, self.uid
+    def order(self) -> tuple[int, float, Key]:
+        """Whose turn it is: the least first. Creation has whole seconds; within one the names decide."""
+        return -self.request.priority, self.created, self.key
 
 
 @dataclass(frozen=True, slots=True)
