@@ -108,7 +108,9 @@ class Marker:
         else:
             conditions = marks.draining(wanted, situation.progress) if self._settings.drain else ()
         body = marks.condition_patch(node, conditions, situation.now())
-        if body and not self._settings.dry_run and self._until_shown() <= 0:
+        # What is withdrawn is said at once: nobody looks again for it.
+        shown = goal is None or self._until_shown() <= 0
+        if body and shown and not self._settings.dry_run:
             await self._client.patch(node_path(self._settings.node, "status"), body, STRATEGIC_PATCH)
 
     def _wanted(self) -> Marks | None:

@@ -1,10 +1,9 @@
 """The agent's marks on its Node: the taint, the cordon, the annotations, the two conditions; and how to undo them.
 
 Pure: the Node as it is now in, patches out; an empty patch where there is nothing to change. Taints are an
-atomic list that other controllers write, so every JSON Patch here carries the Node's resourceVersion: one that was
-made from an older Node is refused with 409 and made anew. The node controller's patches do not: what it adds to a
-cordoned Node from an older copy of it, the taint ``node.kubernetes.io/unschedulable``, can undo anybody's taint. So the
-cordon brings that taint along, and the node controller finds nothing to do.
+atomic list and other controllers write it, too, so every JSON Patch here carries the Node's resourceVersion: one that
+was made from an older Node is refused with 409 and made anew. The cordon brings its own taint along, which the node
+controller would otherwise write at that very instant: one write less, and nothing to conflict with.
 """
 
 from collections.abc import Iterable

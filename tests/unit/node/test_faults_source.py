@@ -105,6 +105,29 @@ async def test_an_earlier_second_notice_takes_the_marks_and_gives_them_back(api:
         await unmarked(api)
 
 
+async def test_conditions_end_with_a_notice_that_is_withdrawn_before_its_own_are_due(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.add_pod("guarded", node=NODE)
+    api.budgets = {"guarded"}
+    later, sooner = due(250), due(200)
+    source = Script(later)
+    async with working(api, source) as agent:
+        await until("shown", lambda: api.conditions(NODE).get("DrainInProgress") == "True", lambda: api.nodes)
+        monkeypatch.setattr(agent._marker, "_apart", 3600.0)
+        source.answer = sooner
+        await until(
+            "the other's marks",
+            lambda: (
+                api.nodes[NODE]["metadata"]["annotations"]["spot.training/notice-id"] == sooner.notices[0].id
+            ),
+            lambda: api.nodes,
+        )
+        source.answer = Nothing()
+        await unmarked(api)
+    assert api.conditions(NODE) == {"DrainInProgress": "False", "Drained": "False"}
+
+
 async def test_notice_withdrawn_in_the_middle_of_a_drain(api: Api) -> None:
     api.add_pod("guarded", node=NODE)
     api.budgets = {"guarded"}
