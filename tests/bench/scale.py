@@ -58,8 +58,9 @@ async def measure(report: Report, size: Size) -> None:
     async with Client(where) as client, Bulk(where, 64) as bulk, _installed_operator_away():
         await _crowd_away(bulk, client)
         try:
-            with step(f"making {size.nodes} simulated nodes"), kwok.running():
-                await crowd.make_nodes(bulk, client, size.nodes)
+            with kwok.running():
+                with step(f"making {size.nodes} simulated nodes"):
+                    await crowd.make_nodes(bulk, client, size.nodes)
                 await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
                 await crowd.make_namespace(bulk, JOBS)
                 with step(f"making {size.jobs} bound claims"):

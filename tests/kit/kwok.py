@@ -15,6 +15,12 @@ ANNOTATION: Final = "kwok.x-k8s.io/node"
 TAINT: Final = "kwok.x-k8s.io/node"
 STAGES: Final = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
 """Of kwok's own module: nodes are Ready at once and stay so, pods run at once and go when they are deleted."""
+SETTINGS: Final = """\
+apiVersion: config.kwok.x-k8s.io/v1alpha1
+kind: KwokConfiguration
+options: {podPlayStageParallelism: 64, nodePlayStageParallelism: 16}
+"""
+"""Four pods at a time, as is usual, are fewer than a thousand kubelets would start and end."""
 LEASE_SECONDS: Final = 200
 """Five thousand Leases that are renewed every 10 s are more than a machine of two processors has room for."""
 
@@ -26,6 +32,8 @@ def running() -> Iterator[None]:
     stages = gotools.module_dir("sigs.k8s.io/kwok") / "kustomize" / "stage"
     config = [f"--config={file}" for place in STAGES for file in sorted((stages / place).glob("[!k]*.yaml"))]
     (port,) = process.free_ports(1)
+    settings = process.log("kwok").with_suffix(".yaml")
+    settings.write_text(SETTINGS)
     words: list[str | Path] = [
         gotools.path("kwok"),
         f"--kubeconfig={places.KUBECONFIG}",
@@ -33,6 +41,7 @@ def running() -> Iterator[None]:
         f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
         f"--node-lease-duration-seconds={LEASE_SECONDS}",
         f"--server-address=127.0.0.1:{port}",
+        f"--config={settings}",
         *config,
     ]
     with process.running("kwok", words) as kwok:

@@ -69,6 +69,8 @@ class Reconciler:
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
         self._written: dict[Hashable, float] = {}
         """When each job's status was last written: forgotten, it is written a moment earlier."""
+        self._accepted: dict[Hashable, tuple[str, int, Accepted]] = {}
+        """Dry runs of jobs that wait for a decision, by UID and generation: forgotten, they are made again."""
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -80,6 +82,7 @@ class Reconciler:
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
             self._obstacles.pop(key, None)
             self._written.pop(key, None)
+            self._accepted.pop(key, None)
             self.placer.forget(cast(tuple[str, str], key))
             return None
         known = job
@@ -112,8 +115,13 @@ class Reconciler:
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
         """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
+        accepted = self._accepted.pop(job.key, None)
+        if accepted is not None and accepted[:2] == (job.uid, job.generation):
+            facts.dry_run = accepted[2]
         made = await self._plan(job, facts)
         if made.asks:
+            if isinstance(facts.dry_run, Accepted):
+                self._accepted[job.key] = job.uid, job.generation, facts.dry_run
             return job, made
         if made.request is None:
             self.placer.forget(job.key)
