@@ -8,7 +8,7 @@ from typing import Final
 
 from spot_training.api.status import Current, SpotTrainingJobStatus
 
-WAIT_SECONDS: Final = 0.5
+WAIT_SECONDS: Final = 1.0
 """Progress is written so long after the job's last write; what nobody wrote of for longer is written at once."""
 
 
