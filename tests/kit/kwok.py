@@ -18,9 +18,17 @@ STAGES: Final = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
 SETTINGS: Final = """\
 apiVersion: config.kwok.x-k8s.io/v1alpha1
 kind: KwokConfiguration
-options: {podPlayStageParallelism: 64, nodePlayStageParallelism: 16}
+options:
+  cidr: 10.0.0.0/24
+  podPlayStageParallelism: 64
+  nodePlayStageParallelism: 16
+  nodeLeaseParallelism: 4
+  podsOnNodeSyncParallelism: 1
+  enablePodsOnNodeSyncListPager: true
 """
-"""Four pods at a time, as is usual, are fewer than a thousand kubelets would start and end."""
+"""A thousand kubelets start and end more than the four pods at a time that are kwok's default. What is not named here
+is nothing: a file has no defaults.
+"""
 LEASE_SECONDS: Final = 200
 """Five thousand Leases that are renewed every 10 s are more than a machine of two processors has room for."""
 
