@@ -107,14 +107,26 @@ def is_ready(node: Json) -> bool:
 
 
 async def make_claims(bulk: Bulk, namespace: str, names: Iterable[str]) -> None:
-    """Claims that are bound to volumes of their own, so that pods which mount them are scheduled."""
-    names = list(names)
-    await bulk.all(bulk.send("POST", "/api/v1/persistentvolumes", _volume(namespace, each)) for each in names)
-    path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
-    await bulk.all(bulk.send("POST", path, _claim(namespace, each)) for each in names)
+    """Claims bound to volumes of their own, so that pods which mount them are scheduled.
+
+    They are left as the controller manager would leave them: it binds five in a second.
+    """
+    await bulk.all(_make_claim(bulk, namespace, each) for each in names)
 
 
-def _volume(namespace: str, name: str) -> Json:
+async def _make_claim(bulk: Bulk, namespace: str, name: str) -> None:
+    claims, volumes = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", "/api/v1/persistentvolumes"
+    made = await bulk.send("POST", claims, _claim(namespace, name))
+    volume = _volume(namespace, name, made["metadata"]["uid"])
+    await bulk.send("POST", volumes, volume)
+    await bulk.patch(f"{volumes}/{namespace}-{name}/status", {"status": {"phase": "Bound"}})
+    bound = {"pv.kubernetes.io/bind-completed": "yes"}
+    await bulk.patch(f"{claims}/{name}", {"metadata": {"annotations": bound}})
+    status = {"phase": "Bound", "accessModes": ["ReadWriteMany"], "capacity": {"storage": "1Mi"}}
+    await bulk.patch(f"{claims}/{name}/status", {"status": status})
+
+
+def _volume(namespace: str, name: str, uid: str) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -124,7 +136,13 @@ def _volume(namespace: str, name: str) -> Json:
             "capacity": {"storage": "1Mi"},
             "storageClassName": "bench",
             "hostPath": {"path": "/nonexistent"},
-            "claimRef": {"namespace": namespace, "name": name},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "namespace": namespace,
+                "name": name,
+                "uid": uid,
+            },
             "persistentVolumeReclaimPolicy": "Retain",
         },
     }
@@ -195,18 +213,35 @@ def batch_job(namespace: str, name: str, pods: int) -> Json:
     }
 
 
+async def empty(bulk: Bulk, client: Client, namespace: str) -> None:
+    """Take jobs, services and pods out of a namespace, the pods without grace; claims stay."""
+    for path in (
+        f"/apis/spot.training/v1alpha1/namespaces/{namespace}/spottrainingjobs",
+        f"/apis/batch/v1/namespaces/{namespace}/jobs",
+        f"/api/v1/namespaces/{namespace}/services",
+        f"/api/v1/namespaces/{namespace}/pods",
+    ):
+        options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
+        await bulk.send("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+
+    async def gone() -> bool:
+        return await count(client, f"/api/v1/namespaces/{namespace}/pods") == 0
+
+    await wait_for(f"the pods of {namespace} are gone", gone, within=300, every=1)
+
+
 async def clear(bulk: Bulk, client: Client, namespaces: Iterable[str]) -> None:
-    """Take away the namespaces and the volumes made for them; pods go first, without grace."""
+    """Take away the namespaces with all in them, and the volumes made for them."""
     for namespace in namespaces:
-        for path in (
-            f"/apis/spot.training/v1alpha1/namespaces/{namespace}/spottrainingjobs",
-            f"/apis/batch/v1/namespaces/{namespace}/jobs",
-            f"/api/v1/namespaces/{namespace}/pods",
+        await empty(bulk, client, namespace)
+        # The controller manager takes their finalizers off five in a second.
+        for path, query in (
+            (f"/api/v1/namespaces/{namespace}/persistentvolumeclaims", {}),
+            ("/api/v1/persistentvolumes", {"labelSelector": f"{LABEL}={namespace}"}),
         ):
-            options = {"gracePeriodSeconds": 0, "propagationPolicy": "Background"}
-            await bulk.send("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", **options})
+            left = (await client.get(path, **query))["items"]
+            await bulk.all(_unprotected(bulk, f"{path}/{each['metadata']['name']}") for each in left)
         await bulk.send("DELETE", f"/api/v1/namespaces/{namespace}")
-        await bulk.send("DELETE", f"/api/v1/persistentvolumes?labelSelector={LABEL}%3D{namespace}")
 
     async def gone() -> bool:
         for namespace in namespaces:
@@ -220,3 +255,8 @@ async def clear(bulk: Bulk, client: Client, namespaces: Iterable[str]) -> None:
         return True
 
     await wait_for("the namespaces are gone", gone, within=300, every=1)
+
+
+async def _unprotected(bulk: Bulk, path: str) -> None:
+    await bulk.patch(path, {"metadata": {"finalizers": None}})
+    await bulk.send("DELETE", path)

@@ -29,7 +29,9 @@ from tests.kit.kube import kubectl
 from tests.kit.shell import run, step, wait_until
 
 WIDTHS: Final = (16, 32, 64, 128)
-OPERATOR, COLD, BARE, BATCH = "bench-operator", "bench-cold", "bench-bare", "bench-batch"
+JOBS, BATCH = "bench-jobs", "bench-batch"
+"""Namespaces: whoever makes pods of the jobs, one after the other, does it in the same with the same claims."""
+RAISED_LIMITS: Final = {"concurrent-job-syncs": "50", "kube-api-qps": "1000", "kube-api-burst": "2000"}
 BATCH_SECONDS: Final = 90.0
 """How long batch/v1 Jobs are watched: at default limits ten thousand pods take them a quarter of an hour."""
 MANIFEST: Final = "/etc/kubernetes/manifests/kube-controller-manager.yaml"
@@ -56,9 +58,14 @@ async def measure(report: Report, size: Size) -> None:
     async with Client(where) as client, Bulk(where, 64) as bulk, _installed_operator_away():
         await _crowd_away(bulk, client)
         try:
-            with step(f"making {size.nodes} simulated nodes"), kwok.running():
-                await crowd.make_nodes(bulk, client, size.nodes)
+            with kwok.running():
+                with step(f"making {size.nodes} simulated nodes"):
+                    await crowd.make_nodes(bulk, client, size.nodes)
                 await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
+                await crowd.make_namespace(bulk, JOBS)
+                with step(f"making {size.jobs} bound claims"):
+                    await crowd.make_claims(bulk, JOBS, _names(size.jobs))
+                    await _bound(client)
                 bare = await _bare(report, where, client, size)
                 await _batch(report, bulk, client, size, bare)
                 await _resume_and_reclaim(report, bulk, client, size, bare)
@@ -72,87 +79,83 @@ async def _bare(report: Report, where: Connection, client: Client, size: Size) -
     rates: dict[int, float] = {}
     for width in WIDTHS:
         async with Bulk(where, width) as bulk:
-            seconds = await _bare_once(bulk, client, f"{BARE}-{width}", trial, size.pods)
+            seconds = await _bare_once(bulk, client, trial, size.pods)
             rates[width] = trial * size.pods / seconds
     best = max(rates, key=lambda width: rates[width])
     report.value("bare_client_best_width", best, "requests at once")
     async with Bulk(where, best) as bulk:
-        seconds = await _bare_once(bulk, client, BARE, size.jobs, size.pods)
+        seconds = await _bare_once(bulk, client, size.jobs, size.pods)
     report.value("bare_client_create_seconds", seconds, "s")
     return seconds
 
 
-async def _bare_once(bulk: Bulk, client: Client, namespace: str, jobs: int, pods: int) -> float:
-    await _waiting_jobs(bulk, namespace, jobs, pods, managed_by="bench/bare-client")
-    listed = (await client.get(_jobs_path(namespace)))["items"]
+async def _bare_once(bulk: Bulk, client: Client, jobs: int, pods: int) -> float:
+    await _make_jobs(bulk, jobs, pods, managed_by="bench/bare-client")
+    listed = (await client.get(_jobs_path()))["items"]
     pool = read_pool(await client.get(f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}"))
 
     async def one(raw: Json) -> None:
         job = read_job(raw)
         status = {"status": {"phase": "Starting", "ready": f"0/{pods}"}}
-        await bulk.patch(f"{_jobs_path(namespace)}/{job.name}/status", status)
-        await bulk.send("POST", f"/api/v1/namespaces/{namespace}/services", service(job))
-        path = f"/api/v1/namespaces/{namespace}/pods"
+        await bulk.patch(f"{_jobs_path()}/{job.name}/status", status)
+        await bulk.send("POST", f"/api/v1/namespaces/{JOBS}/services", service(job))
+        path = f"/api/v1/namespaces/{JOBS}/pods"
         await bulk.all(bulk.send("POST", path, pod(job, 1, index, pool)) for index in range(pods))
 
     with step(f"a bare client makes {jobs * pods} pods"):
         began = time.monotonic()
         await bulk.all(one(raw) for raw in listed)
         seconds = time.monotonic() - began
-    await crowd.clear(bulk, client, [namespace])
+    await crowd.empty(bulk, client, JOBS)
     return seconds
 
 
 async def _batch(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
     """Batch/v1 Jobs of the same shape, resumed likewise, at the controller manager's default and raised limits."""
-    for label, flags in (
-        ("default", {}),
-        ("raised", {"concurrent-job-syncs": "50", "kube-api-qps": "1000", "kube-api-burst": "2000"}),
-    ):
-        with _controller_limits(flags):
-            namespace = f"{BATCH}-{label}"
-            await crowd.make_namespace(bulk, namespace)
-            path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-            labels = [f"job-{index:05d}" for index in range(size.jobs)]
-            await bulk.all(
-                bulk.send("POST", path, crowd.batch_job(namespace, name, size.pods)) for name in labels
-            )
-            with step(f"batch/v1 Jobs, {label} limits"):
-                began = time.monotonic()
-                await bulk.all(bulk.patch(f"{path}/{name}", {"spec": {"suspend": False}}) for name in labels)
-                made = 0
-                while made < size.all_pods and time.monotonic() - began < BATCH_SECONDS:
-                    await asyncio.sleep(0.25)
-                    made = await count(client, f"/api/v1/namespaces/{namespace}/pods")
-                seconds = time.monotonic() - began
-            # Where time was up, the rest is reckoned at the rate so far.
-            report.value(
-                f"batch_jobs_{label}_create_seconds",
-                seconds * size.all_pods / max(made, 1),
-                "s",
-                baseline=bare,
-            )
-            report.value(f"batch_jobs_{label}_pods_seen", made, "pods")
-            await crowd.clear(bulk, client, [namespace])
+    await _batch_once(report, bulk, client, size, bare, "default")
+    with _controller_limits(RAISED_LIMITS):
+        # With the default ones the Jobs' finalizers would come off their pods for minutes.
+        await crowd.clear(bulk, client, [f"{BATCH}-default"])
+        await _batch_once(report, bulk, client, size, bare, "raised")
+        await crowd.clear(bulk, client, [f"{BATCH}-raised"])
+
+
+async def _batch_once(
+    report: Report, bulk: Bulk, client: Client, size: Size, bare: float, label: str
+) -> None:
+    namespace = f"{BATCH}-{label}"
+    await crowd.make_namespace(bulk, namespace)
+    path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    labels = _names(size.jobs)
+    await bulk.all(bulk.send("POST", path, crowd.batch_job(namespace, name, size.pods)) for name in labels)
+    with step(f"batch/v1 Jobs, {label} limits"):
+        began = time.monotonic()
+        await bulk.all(bulk.patch(f"{path}/{name}", {"spec": {"suspend": False}}) for name in labels)
+        made = 0
+        while made < size.all_pods and time.monotonic() - began < BATCH_SECONDS:
+            await asyncio.sleep(0.25)
+            made = await count(client, f"/api/v1/namespaces/{namespace}/pods")
+        seconds = time.monotonic() - began
+    # Where time was up, the rest is reckoned at the rate so far.
+    whole = seconds * size.all_pods / max(made, 1)
+    report.value(f"batch_jobs_{label}_create_seconds", whole, "s", baseline=bare)
+    report.value(f"batch_jobs_{label}_pods_seen", made, "pods")
 
 
 async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
-    for namespace in (OPERATOR, COLD):
-        await _waiting_jobs(bulk, namespace, size.jobs, size.pods, resumed=namespace == COLD)
     batch = next((row.value for row in report.rows if row.name == "batch_jobs_raised_create_seconds"), None)
 
     await _cold_start(report, bulk, client, size, bare)
-    await _waiting_jobs_settle(client, size)
+    await _make_jobs(bulk, size.jobs, size.pods)
     async with operator_process() as operator:
-        await _observed(client, OPERATOR, size)
+        await _observed(client, size)
         idle = operator.resident_mib()
         began = time.monotonic()
         cpu = operator.cpu_seconds()
         with step(f"the operator makes {size.all_pods} pods"):
-            path = _jobs_path(OPERATOR)
             resume = {"spec": {"suspend": False}}
-            await bulk.all(bulk.patch(f"{path}/job-{index:05d}", resume) for index in range(size.jobs))
-            await _all_pods(client, OPERATOR, size)
+            await bulk.all(bulk.patch(f"{_jobs_path()}/{name}", resume) for name in _names(size.jobs))
+            await _all_pods(client, size)
             seconds = time.monotonic() - began
         report.value("create_seconds", seconds, "s", baseline=bare)
         report.value("create_cpu_seconds", operator.cpu_seconds() - cpu, "s")
@@ -165,13 +168,14 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
 
 
 async def _cold_start(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
+    await _make_jobs(bulk, size.jobs, size.pods, resumed=True)
     began = time.monotonic()
     async with operator_process():
         with step(f"a cold start with {size.jobs} jobs that wait"):
-            await _all_pods(client, COLD, size)
+            await _all_pods(client, size)
             seconds = time.monotonic() - began
     report.value("cold_start_create_seconds", seconds, "s", baseline=bare)
-    await crowd.clear(bulk, client, [COLD])
+    await crowd.empty(bulk, client, JOBS)
 
 
 async def _steady(report: Report, operator: OperatorProcess, size: Size, idle: float) -> None:
@@ -190,7 +194,7 @@ async def _mass_reclaim(
 ) -> None:
     """Half of the nodes get a notice; until every job that had a pod there has its next attempt's pods."""
     marked = {f"bench-{index:05d}" for index in range(0, size.nodes, 2)}
-    pods = (await client.get(f"/api/v1/namespaces/{OPERATOR}/pods"))["items"]
+    pods = (await client.get(f"/api/v1/namespaces/{JOBS}/pods"))["items"]
     affected = {
         each["metadata"]["labels"][names.LABEL_JOB] for each in pods if each["spec"].get("nodeName") in marked
     }
@@ -206,7 +210,7 @@ async def _mass_reclaim(
         async def recreated() -> bool:
             fresh: dict[str, int] = {}
             listed = await client.get(
-                f"/api/v1/namespaces/{OPERATOR}/pods", labelSelector=f"{names.LABEL_ATTEMPT}=2"
+                f"/api/v1/namespaces/{JOBS}/pods", labelSelector=f"{names.LABEL_ATTEMPT}=2"
             )
             for each in listed["items"]:
                 job = each["metadata"]["labels"][names.LABEL_JOB]
@@ -221,7 +225,7 @@ async def _mass_reclaim(
     await _all_running(client, operator, size)
     writes = await operator.writes() - before
     report.value("mass_reclaim_writes_per_pod", writes / recovered, "writes", "<= 4")
-    jobs = (await client.get(_jobs_path(OPERATOR)))["items"]
+    jobs = (await client.get(_jobs_path()))["items"]
     wrong = [
         each["metadata"]["name"]
         for each in jobs
@@ -254,45 +258,44 @@ def _notice(name: str, deadline: str) -> Json:
     }
 
 
-async def _waiting_jobs(
-    bulk: Bulk, namespace: str, jobs: int, pods: int, *, managed_by: str = "", resumed: bool = False
+def _names(jobs: int) -> list[str]:
+    return [f"job-{index:05d}" for index in range(jobs)]
+
+
+async def _make_jobs(
+    bulk: Bulk, jobs: int, pods: int, *, managed_by: str = "", resumed: bool = False
 ) -> None:
-    await crowd.make_namespace(bulk, namespace)
-    labels = [f"job-{index:05d}" for index in range(jobs)]
-    await crowd.make_claims(bulk, namespace, labels)
-    made = [crowd.job(namespace, name, pods) for name in labels]
+    made = [crowd.job(JOBS, name, pods) for name in _names(jobs)]
     for each in made:
         if managed_by:
             each["spec"]["managedBy"] = managed_by
         each["spec"]["suspend"] = not resumed
-    await bulk.all(bulk.send("POST", _jobs_path(namespace), each) for each in made)
+    await bulk.all(bulk.send("POST", _jobs_path(), each) for each in made)
 
 
-async def _waiting_jobs_settle(client: Client, size: Size) -> None:
-    """Claims are bound one after another by the controller manager: wait for the last."""
-
+async def _bound(client: Client) -> None:
     async def bound() -> bool:
-        claims = await client.get(f"/api/v1/namespaces/{OPERATOR}/persistentvolumeclaims")
+        claims = await client.get(f"/api/v1/namespaces/{JOBS}/persistentvolumeclaims")
         return all(each.get("status", {}).get("phase") == "Bound" for each in claims["items"])
 
     await crowd.wait_for("all claims are bound", bound, within=300, every=2)
 
 
-async def _observed(client: Client, namespace: str, size: Size) -> None:
-    """The operator has seen every job of the namespace and says that it is suspended."""
+async def _observed(client: Client, size: Size) -> None:
+    """The operator has seen every job and says that it is suspended."""
 
     async def said() -> bool:
-        jobs = (await client.get(_jobs_path(namespace)))["items"]
+        jobs = (await client.get(_jobs_path()))["items"]
         return sum(1 for each in jobs if each.get("status", {}).get("phase") == "Suspended") == size.jobs
 
     await crowd.wait_for("every job is known to be suspended", said, within=300, every=1)
 
 
-async def _all_pods(client: Client, namespace: str, size: Size) -> None:
+async def _all_pods(client: Client, size: Size) -> None:
     async def made() -> bool:
-        return await count(client, f"/api/v1/namespaces/{namespace}/pods") >= size.all_pods
+        return await count(client, f"/api/v1/namespaces/{JOBS}/pods") >= size.all_pods
 
-    await crowd.wait_for(f"{size.all_pods} pods in {namespace}", made, within=900, every=0.25)
+    await crowd.wait_for(f"{size.all_pods} pods", made, within=900, every=0.25)
 
 
 async def _all_running(client: Client, operator: OperatorProcess, size: Size) -> None:
@@ -305,8 +308,8 @@ async def _all_running(client: Client, operator: OperatorProcess, size: Size) ->
     await crowd.wait_for("every job runs", running, within=900, every=1)
 
 
-def _jobs_path(namespace: str) -> str:
-    return f"/apis/spot.training/v1alpha1/namespaces/{namespace}/spottrainingjobs"
+def _jobs_path() -> str:
+    return f"/apis/spot.training/v1alpha1/namespaces/{JOBS}/spottrainingjobs"
 
 
 async def _crowd_away(bulk: Bulk, client: Client) -> None:

@@ -15,6 +15,20 @@ ANNOTATION: Final = "kwok.x-k8s.io/node"
 TAINT: Final = "kwok.x-k8s.io/node"
 STAGES: Final = ("node/fast", "node/heartbeat-with-lease", "pod/fast")
 """Of kwok's own module: nodes are Ready at once and stay so, pods run at once and go when they are deleted."""
+SETTINGS: Final = """\
+apiVersion: config.kwok.x-k8s.io/v1alpha1
+kind: KwokConfiguration
+options:
+  cidr: 10.0.0.0/24
+  podPlayStageParallelism: 64
+  nodePlayStageParallelism: 16
+  nodeLeaseParallelism: 4
+  podsOnNodeSyncParallelism: 1
+  enablePodsOnNodeSyncListPager: true
+"""
+"""A thousand kubelets start and end more than the four pods at a time that are kwok's default. What is not named here
+is nothing: a file has no defaults.
+"""
 LEASE_SECONDS: Final = 200
 """Five thousand Leases that are renewed every 10 s are more than a machine of two processors has room for."""
 
@@ -26,6 +40,8 @@ def running() -> Iterator[None]:
     stages = gotools.module_dir("sigs.k8s.io/kwok") / "kustomize" / "stage"
     config = [f"--config={file}" for place in STAGES for file in sorted((stages / place).glob("[!k]*.yaml"))]
     (port,) = process.free_ports(1)
+    settings = process.log("kwok").with_suffix(".yaml")
+    settings.write_text(SETTINGS)
     words: list[str | Path] = [
         gotools.path("kwok"),
         f"--kubeconfig={places.KUBECONFIG}",
@@ -33,6 +49,7 @@ def running() -> Iterator[None]:
         f"--manage-nodes-with-annotation-selector={ANNOTATION}=fake",
         f"--node-lease-duration-seconds={LEASE_SECONDS}",
         f"--server-address=127.0.0.1:{port}",
+        f"--config={settings}",
         *config,
     ]
     with process.running("kwok", words) as kwok:

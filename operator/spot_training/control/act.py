@@ -4,12 +4,16 @@ Only ever fed with a job as the API server returned it: what is not in its statu
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from spot_training.api.names import DEADLINE_MARGIN_SECONDS
 from spot_training.api.status import Current
 from spot_training.control import conditions, ondemand
 from spot_training.control.draft import moment
 from spot_training.control.world import Claim, Job, Pod, World
+
+LATE_SECONDS: Final = 2.0
+"""Of the margin before the deadline, so much may be used before a deletion is made again with a shorter grace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +157,9 @@ def _stop(pod: Pod, deadline: float | None, now: float) -> DeletePod | None:
         grace = min(grace, pod.grace)
     if not pod.deleting:
         return DeletePod(pod.name, pod.uid, grace)
-    # A grace can only be shortened, and a second of rounding is not worth a request.
-    late = pod.kill_at is not None and pod.kill_at > max(deadline - DEADLINE_MARGIN_SECONDS, now + 1) + 1.0
+    # A grace can only be shortened, and what rounding and a slow request have cost is not worth another.
+    last = max(deadline - DEADLINE_MARGIN_SECONDS, now + 1)
+    late = pod.kill_at is not None and pod.kill_at > last + LATE_SECONDS
     return DeletePod(pod.name, pod.uid, grace) if late else None
 
 

@@ -124,13 +124,26 @@ class Applier:
         self._cache.claims.put(await self._client.patch(path, {"metadata": metadata}))
 
     async def _create_service(self, job: Job) -> None:
-        body = manifests.service(job)
-        if await self._create(job, "services", body) is None:
-            raw = await self._client.get(core_path(job.namespace, "services", job.name))
-            owners = {each["uid"] for each in raw["metadata"].get("ownerReferences") or ()}
-            if job.uid not in owners or "deletionTimestamp" in raw["metadata"]:
-                # As after deleting a job and making it again: the older one's service is about to go.
-                raise RuntimeError(f"the name of service {job.name} is taken by somebody else's service")
+        known = None
+        if job.status.current is not None and job.status.current.attempt > 1:
+            # It stays from attempt to attempt: looking costs the API server less than a creation that it refuses.
+            known = await self._service(job)
+        if known is None:
+            if await self._create(job, "services", manifests.service(job)) is not None:
+                return
+            known = await self._service(job)
+        owners = {each["uid"] for each in known["metadata"].get("ownerReferences") or ()} if known else set()
+        if known is None or job.uid not in owners or "deletionTimestamp" in known["metadata"]:
+            # As after deleting a job and making it again: the older one's service is about to go.
+            raise RuntimeError(f"the name of service {job.name} is taken by somebody else's service")
+
+    async def _service(self, job: Job) -> Json | None:
+        try:
+            return await self._client.get(core_path(job.namespace, "services", job.name))
+        except ApiError as error:
+            if error.code != NOT_FOUND:
+                raise
+            return None
 
     async def _create_pod(self, job: Job, wanted: CreatePod) -> None:
         current = job.status.current

@@ -208,11 +208,6 @@ class Cache:
         self._freshen()
         return self._reserved.all()
 
-    def starting_shapes(self) -> int:
-        """How many kinds of reservations there are."""
-        self._freshen()
-        return len(self._reserved)
-
     def provisioning(self) -> Counter[str]:
         """By pool, jobs whose attempt has pods that are not bound yet."""
         self._freshen()

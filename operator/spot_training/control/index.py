@@ -108,10 +108,6 @@ class Reserved:
         self._made: dict[str, tuple[Reservation, ...]] = {}
         self._sums: dict[Kind, int] = {}
 
-    def __len__(self) -> int:
-        """How many kinds of reservations there are."""
-        return len(self._sums)
-
     def put(self, uid: str, made: tuple[Reservation, ...]) -> bool:
         """The job with that UID reserves this now; whether that is another than before."""
         before = self._made.pop(uid, ())

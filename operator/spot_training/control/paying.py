@@ -87,8 +87,9 @@ def terms(draft: Draft, pool: Pool, pods: int) -> Terms:
         price=write_amount(price) if price is not None else None,
         on_demand_price=pool.spec.on_demand_price_per_node_hour,
     )
-    offer = _offer(draft, pool, pods) if pool.spec.capacity_type == "OnDemand" else None
-    agreed = _agreed_price(draft, pool)
+    if pool.spec.capacity_type != "OnDemand":
+        return made
+    offer, agreed = _offer(draft, pool, pods), _agreed_price(draft, pool)
     if offer is None or agreed is None:
         return made
     update = {

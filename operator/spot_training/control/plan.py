@@ -368,7 +368,7 @@ def _note_agents(draft: Draft) -> None:
     if pool is None or pool.spec.capacity_type != "Spot":
         return
     spot = {ref.name for ref in current.nodes if not current.is_apart(ref.index)}
-    bare = sorted(spot - draft.world.agents)
+    bare = sorted(name for name in spot if name not in draft.world.agents)
     known = conditions.is_true(draft.status.conditions, "AgentMissing")
     if not bare:
         if known:

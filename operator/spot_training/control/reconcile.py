@@ -15,6 +15,7 @@ from spot_training.control.act import CreatePod, actions
 from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
 from spot_training.control.claims import volumes_of
+from spot_training.control.coalesce import WAIT_SECONDS, may_wait
 from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
@@ -66,6 +67,10 @@ class Reconciler:
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
+        self._written: dict[Hashable, float] = {}
+        """When each job's status was last written: forgotten, it is written a moment earlier."""
+        self._accepted: dict[Hashable, tuple[str, int, Accepted]] = {}
+        """Dry runs of jobs that wait for a decision, by UID and generation: forgotten, they are made again."""
 
     def now(self) -> float:
         """Seconds since the epoch in the API server's clock."""
@@ -76,6 +81,8 @@ class Reconciler:
         job = self._cache.jobs.items.get(key)
         if job is None or job.deleting or job.spec.managed_by != names.MANAGED_BY:
             self._obstacles.pop(key, None)
+            self._written.pop(key, None)
+            self._accepted.pop(key, None)
             self.placer.forget(cast(tuple[str, str], key))
             return None
         known = job
@@ -100,15 +107,21 @@ class Reconciler:
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
-        if made.wake_at is None:
-            return None
-        return max(0.05, made.wake_at - self.now())
+        due = [made.wake_at] if made.wake_at is not None else []
+        if job is known and job.status != made.status:
+            due.append(self._written[key] + WAIT_SECONDS)
+        return max(0.05, min(due) - self.now()) if due else None
 
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
         """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
+        accepted = self._accepted.pop(job.key, None)
+        if accepted is not None and accepted[:2] == (job.uid, job.generation):
+            facts.dry_run = accepted[2]
         made = await self._plan(job, facts)
         if made.asks:
+            if isinstance(facts.dry_run, Accepted):
+                self._accepted[job.key] = job.uid, job.generation, facts.dry_run
             return job, made
         if made.request is None:
             self.placer.forget(job.key)
@@ -151,7 +164,7 @@ class Reconciler:
         raise RuntimeError(f"{job.key}: the planner does not stop asking for {made.asks}")
 
     async def _write(self, job: Job, made: Plan) -> Job:
-        if made.status == job.status:
+        if made.status == job.status or (not made.stories and self._waits(job, made)):
             return job
         written = await self._applier.write_status(job, made.status)
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
@@ -161,7 +174,13 @@ class Reconciler:
         for story in made.stories:
             logger.info("%s/%s: %s: %s", job.namespace, job.name, story.reason, story.message)
         self._changed(job, written)
+        self._written[job.key] = self.now()
         return written
+
+    def _waits(self, job: Job, made: Plan) -> bool:
+        """Whether what there is to write can wait for more of the kind."""
+        last = self._written.get(job.key)
+        return last is not None and last + WAIT_SECONDS > self.now() and may_wait(job.status, made.status)
 
     async def _look_up(self, job: Job, asks: frozenset[Ask], facts: _Facts) -> None:
         if Ask.LIVE_PODS in asks:

@@ -63,7 +63,7 @@ class Sim:
             return {"items": copied(list(self.pods.values()))}
         if parts[-2] == "pods" and parts[-1] in self.pods:
             return copied(self.pods[parts[-1]])
-        if parts[-2] == "services":
+        if parts[-2] == "services" and parts[-1] in self.services:
             owners = [{"uid": self.job["metadata"]["uid"]}]
             return {"metadata": {"name": parts[-1], "ownerReferences": owners}}
         raise refused(404, "NotFound", path)

@@ -230,3 +230,27 @@ def test_reservations_are_packed_pod_by_pod_on_the_fullest_node_that_fits(
                 expected[min(fitting, key=lambda name: (expected[name], name))] -= size
     ledger = Ledger(Supply.of(nodes.values(), [pool("a")]), reservations)
     assert {name: ledger.free(name)[GPU] for name in nodes} == expected
+
+
+@given(
+    st.lists(st.integers(0, 8), min_size=1, max_size=6),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 12), st.sets(st.integers(0, 5))), max_size=8),
+)
+def test_what_is_given_in_any_order_is_packed_like_that_beside_nodes_to_keep_off(
+    capacities: list[int], wanted: list[tuple[int, int, set[int]]]
+) -> None:
+    nodes = {f"a{index}": node(f"a{index}", gpus=gpus) for index, gpus in enumerate(capacities)}
+    ledger = Ledger(Supply.of(nodes.values(), [pool("a")]))
+    expected = {name: each.capacity[GPU] for name, each in nodes.items()}
+    for size, count, numbers in wanted:
+        avoid = {f"a{number}" for number in numbers}
+        laid = set()
+        for _ in range(count if size else 0):
+            fitting = [name for name, left in expected.items() if left >= size and name not in avoid]
+            if fitting:
+                chosen = min(fitting, key=lambda name: (expected[name], name))
+                expected[chosen] -= size
+                laid.add(chosen)
+        if size:
+            assert set(ledger.take("a", shape(size), count, avoid)) == laid
+        assert {name: ledger.free(name)[GPU] for name in nodes} == expected

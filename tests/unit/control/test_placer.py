@@ -7,9 +7,10 @@ import pytest
 
 from spot_training.api.job import SpotTrainingJobSpec
 from spot_training.cluster.client import Client
+from spot_training.control import placer as placing
 from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
-from spot_training.control.placer import FEW, Placer
+from spot_training.control.placer import Placer
 from spot_training.control.policies.demand import Request
 from spot_training.control.world import Accepted, Job
 from tests.unit.control.build import GPU, Scene
@@ -97,12 +98,16 @@ async def test_a_job_that_only_asks_comes_after_all_that_wait() -> None:
     assert len(setting.placer) == 1
 
 
-async def test_many_jobs_are_decided_in_one_pass_and_then_looked_at() -> None:
-    setting = Setting(nodes=5, jobs=FEW + 20)
+async def test_many_jobs_are_decided_in_one_pass_and_then_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(placing, "REST", 1000.0)
+    setting = Setting(nodes=5, jobs=80)
     told = [setting.pool_for(job) for job in setting.jobs]
-    assert told[FEW:] == [False] * 20, "too many to decide for each that comes"
-    await asyncio.sleep(0.05)
-    assert set(setting.looked) >= {job.key for job in setting.jobs[FEW:]}
+    assert told == ["a"] + [False] * 79, "after the first decision comes a rest"
+    for _ in range(2000):
+        if set(setting.looked) >= {job.key for job in setting.jobs}:
+            break
+        await asyncio.sleep(0.005)
     chosen = [job.key for job in setting.jobs if setting.pool_for(job) == "a"]
     assert chosen == [job.key for job in setting.jobs[:5]]
 
