@@ -37,7 +37,8 @@ async def fleet(unique: str) -> AsyncIterator[Fleet]:
 async def all_taints(member: Member) -> None:
     wanted = {LABEL, names.TAINT_RECLAIM, CORDON, OTHERS["key"]}
     await member.until("all taints", lambda: member.cordoned and member.taints >= wanted)
-    assert not wanted & set(member.vanished), member.vanished
+    lost = [str(loss) for loss in member.losses if loss.key in wanted]
+    assert not lost, lost
 
 
 async def as_before(member: Member) -> None:
