@@ -18,7 +18,7 @@ from spot_training.cluster.client import Client
 from spot_training.node.sources.eci import eci
 from spot_training.node.sources.gcp import gcp
 from tests.bench.report import Report
-from tests.kit.fleet import LABEL, Member, add_taint, agents, members, told
+from tests.kit.fleet import LABEL, Member, add_taint, agents, members
 from tests.kit.guest_agent.many import GuestAgent
 from tests.unit.node import metadata
 from tests.unit.node.google import QUIET, Server
@@ -133,14 +133,8 @@ async def mass(report: Report, count: int = MASS) -> None:
             }
             with suppress(TimeoutError):
                 await asyncio.gather(*(complete(member, wanted[member.name]) for member in chosen))
-            lost = [
-                str(loss) for member in chosen for loss in member.losses if loss.key in wanted[member.name]
-            ]
-            missing = [
-                f"{member.name} has no {key} in the end: {told(member.node)}"
-                for member in chosen
-                for key in sorted(wanted[member.name] - member.taints)
-            ]
+            lost = [said for member in chosen for said in member.lost(wanted[member.name])]
+            missing = [said for member in chosen for said in member.missing(wanted[member.name])]
             conflicts = sum(member.codes.get(("PATCH", "409"), 0) for member in chosen)
             given_up = sum(not member.marked for member in chosen)
     report.trials("mass_cordon_max_seconds", took, "s", "<= 3", percentile=100)

@@ -37,8 +37,7 @@ async def fleet(unique: str) -> AsyncIterator[Fleet]:
 async def all_taints(member: Member) -> None:
     wanted = {LABEL, names.TAINT_RECLAIM, CORDON, OTHERS["key"]}
     await member.until("all taints", lambda: member.cordoned and member.taints >= wanted)
-    lost = [str(loss) for loss in member.losses if loss.key in wanted]
-    assert not lost, lost
+    assert not member.lost(wanted), member.lost(wanted)
 
 
 async def as_before(member: Member) -> None:

@@ -7,7 +7,7 @@ agents here use: the chart's admission policies judge them as they judge real on
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -74,6 +74,14 @@ class Member:
     def marked(self) -> bool:
         """Whether the Node bears the agent's taint and is cordoned."""
         return self.cordoned and names.TAINT_RECLAIM in self.taints
+
+    def lost(self, keys: Set[str]) -> list[str]:
+        """Those of these taints that were there and then were not, once for each time, with what was seen."""
+        return [str(loss) for loss in self.losses if loss.key in keys]
+
+    def missing(self, keys: Set[str]) -> list[str]:
+        """Those of these taints that are not there now, with what is."""
+        return [f"{self.name} has no {key}: {told(self.node)}" for key in sorted(keys - self.taints)]
 
     async def until(self, what: str, condition: Callable[[], bool]) -> None:
         """Return when the watch has shown that; TimeoutError with what it showed instead."""

@@ -39,6 +39,17 @@ def test_a_taint_that_goes_is_kept_with_the_node_before_and_after() -> None:
     assert "written by *thief Update 2026-04-08T05:00:03Z, other" in told(after)
 
 
+def test_a_taint_that_has_not_come_yet_is_missing_and_not_lost() -> None:
+    member, wanted = Member("n", Connection("", None)), {"ours", "cordon"}
+    member.saw(node(7, ["ours"]))
+    assert member.lost(wanted) == []
+    assert member.missing(wanted) == [f"n has no cordon: {told(member.node)}"]
+    member.saw(node(8, ["cordon"]))
+    member.saw(node(9, ["cordon", "ours"]))
+    assert len(member.lost(wanted)) == 1 and member.lost({"cordon"}) == []
+    assert member.missing(wanted) == []
+
+
 def test_a_node_without_taints_and_managers_tells_what_it_has() -> None:
     assert told({"metadata": {"resourceVersion": "1"}}) == (
         "[no taint], version 1, generation None, written by nobody known"
