@@ -133,14 +133,14 @@ async def mass(report: Report, count: int = MASS) -> None:
             }
             with suppress(TimeoutError):
                 await asyncio.gather(*(complete(member, wanted[member.name]) for member in chosen))
-            lost = sum(
-                len(wanted[member.name] - member.taints) + len(wanted[member.name] & set(member.vanished))
-                for member in chosen
-            )
+            lost = [said for member in chosen for said in member.lost(wanted[member.name])]
+            missing = [said for member in chosen for said in member.missing(wanted[member.name])]
             conflicts = sum(member.codes.get(("PATCH", "409"), 0) for member in chosen)
             given_up = sum(not member.marked for member in chosen)
     report.trials("mass_cordon_max_seconds", took, "s", "<= 3", percentile=100)
-    report.value("lost_taints", float(lost), "taints", "<= 0")
+    report.value("lost_taints", float(len(lost)), "taints", "<= 0")
+    report.value("missing_taints", float(len(missing)), "taints", "<= 0")
+    report.notes += lost + missing
     report.value("mass_conflicts", float(conflicts), "answers 409")
     report.value("conflicts_given_up", float(given_up), "nodes", "<= 0")
 

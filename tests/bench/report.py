@@ -36,6 +36,8 @@ class Report:
     def __init__(self, name: str) -> None:
         self.name = name
         self.rows: list[Row] = []
+        self.notes: list[str] = []
+        """What was seen where a figure is not what it should be; printed under the table, and not in the file."""
 
     def value(
         self, name: str, value: float, unit: str, goal: str | None = None, baseline: float | None = None
@@ -73,8 +75,8 @@ class Report:
         )
 
     def finish(self, root: Path = ROOT) -> Path:
-        """Print the table and write the file; where it is."""
-        print(self.table())
+        """Print the table with the notes and write the file; where it is."""
+        print("\n".join([self.table(), *self.notes]))
         path = root / "build" / "bench" / f"{self.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(row) for row in self.rows], indent=2) + "\n")

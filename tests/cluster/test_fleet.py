@@ -37,7 +37,7 @@ async def fleet(unique: str) -> AsyncIterator[Fleet]:
 async def all_taints(member: Member) -> None:
     wanted = {LABEL, names.TAINT_RECLAIM, CORDON, OTHERS["key"]}
     await member.until("all taints", lambda: member.cordoned and member.taints >= wanted)
-    assert not wanted & set(member.vanished), member.vanished
+    assert not member.lost(wanted), member.lost(wanted)
 
 
 async def as_before(member: Member) -> None:

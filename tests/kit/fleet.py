@@ -7,7 +7,7 @@ agents here use: the chart's admission policies judge them as they judge real on
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
@@ -30,12 +30,25 @@ AT_ONCE: Final = 16
 """Requests under way together while the nodes are made: the API server has its own work to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A taint that a watch showed on a Node and then no more, by its key: the Node before and after."""
+
+    key: str
+    before: Json
+    after: Json
+
+    def __str__(self) -> str:
+        name = self.before["metadata"]["name"]
+        return f"{name} lost {self.key}; before: {told(self.before)}; after: {told(self.after)}"
+
+
 @dataclass
 class Member:
     """One node and its agent's way to the API server.
 
     What a watch last saw of the Node: ``node``; ``cordoned_at`` is the monotonic time at which it told of the present
-    cordon with the agent's taint, None while there is none; ``vanished`` are the keys of taints that were there and
+    cordon with the agent's taint, None while there is none; ``losses`` are the taints that were there and
     then were not. ``codes`` counts the agent's requests by method and status.
     """
 
@@ -43,7 +56,7 @@ class Member:
     connection: Connection
     node: Json = field(default_factory=dict)
     cordoned_at: float | None = None
-    vanished: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
     codes: dict[tuple[str, str], int] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -62,6 +75,14 @@ class Member:
         """Whether the Node bears the agent's taint and is cordoned."""
         return self.cordoned and names.TAINT_RECLAIM in self.taints
 
+    def lost(self, keys: Set[str]) -> list[str]:
+        """Those of these taints that were there and then were not, once for each time, with what was seen."""
+        return [str(loss) for loss in self.losses if loss.key in keys]
+
+    def missing(self, keys: Set[str]) -> list[str]:
+        """Those of these taints that are not there now, with what is."""
+        return [f"{self.name} has no {key}: {told(self.node)}" for key in sorted(keys - self.taints)]
+
     async def until(self, what: str, condition: Callable[[], bool]) -> None:
         """Return when the watch has shown that; TimeoutError with what it showed instead."""
         try:
@@ -78,14 +99,34 @@ class Member:
 
     def saw(self, node: Json) -> None:
         """The watch tells of the Node as it is now."""
-        before = self.taints
+        before, taints = self.node, self.taints
         self.node = node
-        self.vanished += before - self.taints
+        self.losses += [Loss(key, before, node) for key in sorted(taints - self.taints)]
         if not self.marked:
             self.cordoned_at = None
         elif self.cordoned_at is None:
             self.cordoned_at = time.monotonic()
         self.changed.set()
+
+
+def told(node: Json) -> str:
+    """What a Node tells of its taints: which, in which version, and who wrote it when, the last first.
+
+    A writer is a manager of its fields; the one whose write made the list of taints what it is bears a star.
+    """
+    meta, spec = node["metadata"], node.get("spec", {})
+    taints = (
+        ", ".join(f"{taint['key']}:{taint['effect']}" for taint in spec.get("taints") or []) or "no taint"
+    )
+    writers = []
+    for entry in sorted(
+        meta.get("managedFields") or [], key=lambda entry: entry.get("time", ""), reverse=True
+    ):
+        words = [entry["manager"], entry["operation"], entry.get("subresource"), entry.get("time")]
+        star = "*" if "f:taints" in entry.get("fieldsV1", {}).get("f:spec", {}) else ""
+        writers.append(star + " ".join(word for word in words if word))
+    version = f"version {meta.get('resourceVersion')}, generation {meta.get('generation')}"
+    return f"[{taints}], {version}, written by {', '.join(writers) or 'nobody known'}"
 
 
 @asynccontextmanager

@@ -2,8 +2,8 @@
 
 Pure: the Node as it is now in, patches out; an empty patch where there is nothing to change. Taints are an
 atomic list and other controllers write it, too, so every JSON Patch here carries the Node's resourceVersion: one that
-was made from an older Node is refused with 409 and made anew. The cordon brings its own taint along, which the node
-controller would otherwise write at that very instant: one write less, and nothing to conflict with.
+was made from an older Node is refused with 409 and made anew. The cordon brings its own taint along: the node
+controller, which would otherwise write it, comes to the last of many nodes half a minute later.
 """
 
 from collections.abc import Iterable

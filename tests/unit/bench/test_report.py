@@ -37,6 +37,16 @@ def test_the_file_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert head.split()[:3] == ["name", "value", "unit"] and cordon.split()[:2] == ["cordon", "2"]
 
 
+def test_notes_are_printed_under_the_table_and_are_not_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = Report("agent")
+    report.value("lost", 1, "taints", "<= 0")
+    report.notes.append("node-1 lost a taint")
+    assert len(json.loads(report.finish(tmp_path).read_text())) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "node-1 lost a taint"
+
+
 def test_no_trial_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trial"):
         Report("agent").trials("cordon", [], "s")

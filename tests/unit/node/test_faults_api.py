@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from aiohttp import web
 
+from spot_training.node.marker import RECHECK_SECONDS
 from spot_training.node.notice import Unknown
 from tests.unit.node.api import Api, broken
 from tests.unit.node.conftest import Scenario
@@ -99,6 +100,25 @@ def test_conflicts_are_met_with_a_fresh_look_and_lose_no_taint(
 
     in_virtual_time(scenario)
     assert len(met) == conflicts
+
+
+@pytest.mark.parametrize("left", [{"taints": [POOL], "unschedulable": True}, {"taints": [POOL]}, {}])
+def test_marks_that_a_writer_bound_to_no_version_takes_are_put_back(
+    in_virtual_time: Stage, left: dict[str, object]
+) -> None:
+    async def scenario(api: Api) -> None:
+        async with working(api, Script(due(120)), poll_seconds=1):
+            await drained(api)
+            # As `kubectl taint` does, and whoever writes the list or the Node as it was read a while ago.
+            api.nodes[NODE]["spec"] = dict(left)
+            api.bump(api.nodes[NODE])
+            taken = loop_time()
+            await until("the marks", lambda: api.nodes[NODE]["spec"] != left, lambda: api.nodes, 100)
+            assert loop_time() - taken <= RECHECK_SECONDS + 1
+        spec = api.nodes[NODE]["spec"]
+        assert TAINT in spec["taints"] and spec["unschedulable"] is True
+
+    in_virtual_time(scenario)
 
 
 def test_429s_of_a_budget_until_the_deadline(in_virtual_time: Stage) -> None:
