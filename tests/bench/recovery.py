@@ -91,7 +91,8 @@ class Trial:
 
 def measure(report: Report, trials: int) -> None:
     """One pod and gangs of 4 and 8; each beside batch/v1 Jobs where those recover at all in time."""
-    for worker in layout.WORKER_NAMES:
+    spot = [worker.name for worker in layout.WORKERS if worker.capacity_type == "spot"]
+    for worker in spot:
         kubectl("label", "node", worker, f"{LABEL}=true", "--overwrite")
     tolerations = [{"key": layout.CAPACITY_TYPE, "operator": "Exists"}]
     apply(
@@ -122,7 +123,7 @@ def measure(report: Report, trials: int) -> None:
             report.value("replacement_p50_ratio_to_job", median / other, "", "<= 0.2")
     finally:
         kubectl("delete", "spotpool", POOL, "--ignore-not-found")
-        for worker in layout.WORKER_NAMES:
+        for worker in spot:
             kubectl("label", "node", worker, f"{LABEL}-")
 
 
@@ -212,8 +213,7 @@ def _reclaimed(selector: str, size: int) -> Trial | None:
         )
         before = set(seen.created)
         pods = get("pods", "-l", selector)
-        spot = {worker.name for worker in layout.WORKERS if worker.capacity_type == "spot"}
-        hit = next(pod["spec"]["nodeName"] for pod in pods if pod["spec"]["nodeName"] in spot)
+        hit = pods[0]["spec"]["nodeName"]
         lost = sum(1 for pod in pods if pod["spec"]["nodeName"] == hit)
         # A gang goes as a whole; a Job replaces what was on the node.
         expected = size if names.LABEL_JOB in selector else lost
