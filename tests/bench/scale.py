@@ -58,10 +58,13 @@ async def measure(report: Report, size: Size) -> None:
     async with Client(where) as client, Bulk(where, 64) as bulk, _installed_operator_away():
         await _crowd_away(bulk, client)
         try:
+            await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
+            empty = await _resident(client, 0)
             with kwok.running():
                 with step(f"making {size.nodes} simulated nodes"):
                     await crowd.make_nodes(bulk, client, size.nodes)
-                await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
+                grown = await _resident(client, size.nodes) - empty
+                report.value("resident_mib_per_1000_nodes", grown * 1000 / size.nodes, "MiB")
                 await crowd.make_namespace(bulk, JOBS)
                 with step(f"making {size.jobs} bound claims"):
                     await crowd.make_claims(bulk, JOBS, _names(size.jobs))
@@ -71,6 +74,19 @@ async def measure(report: Report, size: Size) -> None:
                 await _resume_and_reclaim(report, bulk, client, size, bare)
         finally:
             await _crowd_away(bulk, client)
+
+
+async def _resident(client: Client, nodes: int) -> float:
+    """MiB that an operator holds once it has seen the pool's nodes, and no jobs."""
+    path = f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}"
+
+    async def seen() -> bool:
+        status = (await client.get(path)).get("status", {})
+        return bool(status) and status["nodes"]["total"] == nodes
+
+    async with operator_process() as operator:
+        await crowd.wait_for(f"the pool's status says {nodes} nodes", seen, within=120, every=0.5)
+        return operator.resident_mib()
 
 
 async def _bare(report: Report, where: Connection, client: Client, size: Size) -> float:
