@@ -125,8 +125,8 @@ def told(node: Json) -> str:
         words = [entry["manager"], entry["operation"], entry.get("subresource"), entry.get("time")]
         star = "*" if "f:taints" in entry.get("fieldsV1", {}).get("f:spec", {}) else ""
         writers.append(star + " ".join(word for word in words if word))
-    version = f"version {meta.get('resourceVersion')}, generation {meta.get('generation')}"
-    return f"[{taints}], {version}, written by {', '.join(writers) or 'nobody known'}"
+    by = ", ".join(writers) or "nobody known"
+    return f"[{taints}], version {meta['resourceVersion']}, written by {by}"
 
 
 @asynccontextmanager

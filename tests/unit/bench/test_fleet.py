@@ -18,7 +18,7 @@ def node(version: int, taints: list[str], *writers: tuple[str, str, bool]) -> di
         for name, second, taints in writers
     ]
     spec = {"taints": [{"key": key, "effect": "NoSchedule"} for key in taints]}
-    metadata = {"name": "n", "resourceVersion": str(version), "generation": 3, "managedFields": fields}
+    metadata = {"name": "n", "resourceVersion": str(version), "managedFields": fields}
     return {"metadata": metadata, "spec": spec}
 
 
@@ -32,7 +32,7 @@ def test_a_taint_that_goes_is_kept_with_the_node_before_and_after() -> None:
     member.saw(node(10, ["theirs", "pool", "ours"], ("agent", "04", True)))
     assert [loss.key for loss in member.losses] == ["ours", "pool"]
     assert str(member.losses[0]) == (
-        "n lost ours; before: [ours:NoSchedule, pool:NoSchedule, theirs:NoSchedule], version 8, generation 3, "
+        "n lost ours; before: [ours:NoSchedule, pool:NoSchedule, theirs:NoSchedule], version 8, "
         "written by *other Update 2026-04-08T05:00:02Z, agent Update 2026-04-08T05:00:01Z; "
         f"after: {told(after)}"
     )
@@ -51,6 +51,4 @@ def test_a_taint_that_has_not_come_yet_is_missing_and_not_lost() -> None:
 
 
 def test_a_node_without_taints_and_managers_tells_what_it_has() -> None:
-    assert told({"metadata": {"resourceVersion": "1"}}) == (
-        "[no taint], version 1, generation None, written by nobody known"
-    )
+    assert told({"metadata": {"resourceVersion": "1"}}) == ("[no taint], version 1, written by nobody known")
