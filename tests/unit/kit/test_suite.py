@@ -1,5 +1,7 @@
 """Parts that run side by side: all that they say is kept, none outlives the whole, and one that fails fails all."""
 
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +18,19 @@ try:
     time.sleep(60)
 except KeyboardInterrupt:
     print("cleared away")
+"""
+
+WHOLE = """
+import pathlib, sys
+from tests.kit import cluster, install, suite
+patient, root = sys.argv.pop(), sys.argv.pop()
+install.ROOT = pathlib.Path(root)
+suite.LOGS = install.ROOT / "build"
+suite.lint = lambda: suite.Part("lint", ["true"])
+cluster.up = install.up = lambda: None
+cluster.down = lambda with_engine: print("taken down", flush=True)
+suite.tests = lambda name, *_, **__: suite.Part(name, [sys.executable, "-c", patient])
+sys.exit(suite.main())
 """
 
 
@@ -84,3 +99,21 @@ def test_one_part_that_fails_fails_all(failing: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(install, "up", lambda: None)
     monkeypatch.setenv(install.INSTALLED, "as it will be, and not when this has ended")
     assert suite.run() == (4 if failing else 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_when_told_to_end_all_of_it_ends_and_the_cluster_goes(number: signal.Signals, tmp_path: Path) -> None:
+    root = tmp_path / "whole"
+    root.mkdir()
+    words = ["env", "--default-signal=INT", sys.executable, "-c", WHOLE, str(root), PATIENT]
+    logs = [root / "build" / f"{name}.log" for name in ("unit", "image", "foreign", "e2e", "cluster")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as whole:
+        deadline = time.monotonic() + 20
+        while not all(log.exists() and log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        whole.send_signal(number)
+        said, complaint = whole.communicate(timeout=20)
+    assert (whole.returncode, said) == (128 + number, "taken down\n"), complaint
+    assert [log.read_text() for log in logs] == ["begun\ncleared away\n"] * len(logs)
+    assert "told to end" in complaint
