@@ -35,7 +35,6 @@ class Lock:
     def __init__(self, name: str, exclusive: bool) -> None:
         directory = places.STATE / "turns"
         directory.mkdir(parents=True, exist_ok=True)
-        self.exclusive = exclusive
         self._file = os.open(directory / name, os.O_RDWR | os.O_CREAT)
         # Who waits stands in the door, so that those who share it cannot go in and out before him for ever.
         door = os.open(directory / f"{name}.door", os.O_RDWR | os.O_CREAT)
