@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ def torch_tests() -> Iterator[subprocess.Popen[str]]:
     ]
     tests = ["--durations=5", "-c", "tests/train_torch/pytest.ini", "tests/train_torch"]
     pytest_there = ["/opt/venv/bin/python", "-m", "pytest", *tests]
-    words = [engine.client(), "run", *options, install.torch_tests_image(), *pytest_there]
+    words: list[str | Path] = [engine.client(), "run", *options, install.torch_tests_image(), *pytest_there]
     begun = subprocess.Popen(
         bound(words, by=signal.SIGINT),
         env=os.environ | engine.environment(),
