@@ -69,14 +69,15 @@ def wait_for(namespace: str, name: str, what: str, happened: Callable[[], bool],
 
 
 def wait_reason(namespace: str, name: str, reason: str) -> Json:
-    """Wait until the job does not run for that reason; returns the condition that says so."""
-    wait_for(
-        namespace,
-        name,
-        f"waits because of {reason}",
-        lambda: jobs.condition(status(namespace, name), "Running").get("reason") == reason,
-    )
-    return jobs.condition(status(namespace, name), "Running")
+    """Wait until the job does not run for that reason; returns the very condition that says so."""
+    read: list[Json] = [{}]
+
+    def look() -> bool:
+        read[0] = jobs.condition(status(namespace, name), "Running")
+        return read[0].get("reason") == reason
+
+    wait_for(namespace, name, f"waits because of {reason}", look)
+    return read[0]
 
 
 def wait_opened(namespace: str, name: str) -> None:

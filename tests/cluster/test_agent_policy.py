@@ -23,6 +23,9 @@ from spot_training.cluster.client import (
 from tests.kit import install, layout, reach
 from tests.kit.kube import get, kubectl
 
+# An agent's token is used all along, and its node is marked and cordoned.
+pytestmark = pytest.mark.spot_nodes
+
 Request = tuple[str, str, Any, str]
 
 OWN: Final = layout.WORKERS[0].name

@@ -174,7 +174,7 @@ STORIES: Final = [
         lambda p: [
             p.claim("too-large-for-one-node", "ReadWriteOnce"),
             changed(
-                p.job("too-large-for-one-node", replicas=2, pools=["spot-a"]),
+                p.job("too-large-for-one-node", replicas=2),
                 {f"{TEMPLATE}.containers.0.resources": {"limits": {"nvidia.com/gpu": 1000}}},
             ),
         ],

@@ -116,6 +116,7 @@ def test_the_second_gang_waits_says_why_and_runs_when_the_first_has_ended(queue:
     assert f"waiting in Kueue's queue {QUEUE}" in condition["message"]
     assert queue.status("second")["phase"] == "Pending"
     # What the message names is there, it is one for both pods, and it is the quota that it waits for.
+    wait_for(queue.namespace, "second", "has a workload", lambda: bool(queue.workloads("second")))
     (workload,) = queue.workloads("second")
     assert f"describe workload {workload}` says for what" in condition["message"]
     wait_for(

@@ -1,6 +1,8 @@
 """What a job leaves behind, whose job it is, and when it goes by itself."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -60,6 +62,58 @@ def wait_without_pods(place: Place, name: str) -> None:
     )
 
 
+def wait_succeeded(place: Place, name: str) -> None:
+    def ended() -> bool:
+        return bool(status(place.namespace, name).get("phase") == "Succeeded")
+
+    wait_for(place.namespace, name, "ended well", ended, timeout=90)
+
+
+RESUMING: Final = ("resumed-old", "resumed-new")
+
+
+@dataclass
+class Resuming:
+    """Why the job that starts from another waited at first, and what it copies from there."""
+
+    waited: Json
+    copied: Path
+
+
+@pytest.fixture(scope="module")
+def resuming(place: Place) -> Iterator[Resuming]:
+    """A job that starts from another one, which is made later; that it is there is noticed after half a minute."""
+    saved = []
+    for name in RESUMING:
+        volume = f"{place.names}-{name}"
+        saved.append(volumes.make_volume(volume, "1Mi", claim=(place.namespace, name)) / "step")
+        volumes.make_claim(place.namespace, name, volume, "1Mi")
+
+    def run(name: str, script: str, **checkpoint: Any) -> None:
+        container = "spec.template.spec.containers.0"
+        made = place.job(name)
+        made["spec"]["checkpoint"] |= checkpoint
+        words = {f"{container}.command": ["sh", "-euc", script], f"{container}.image": install.TRAINING_IMAGE}
+        applied(changed(made, words))
+
+    try:
+        run("resumed-new", 'cp "$SPOT_RESUME_DIR/step" /mnt/checkpoint/ && ! touch "$SPOT_RESUME_DIR/x"',
+            resumeFrom={"job": "resumed-old"})  # fmt: skip
+        waited = wait_reason(place.namespace, "resumed-new", "ResumeClaimUnavailable")
+        run("resumed-old", "echo 7 > /mnt/checkpoint/step")
+        yield Resuming(waited, saved[1])
+    finally:
+        kubectl("-n", place.namespace, "delete", "stj", *RESUMING, "--ignore-not-found")
+        for name in RESUMING:
+            kubectl("-n", place.namespace, "delete", "pvc", name)
+            volumes.delete_volume(f"{place.names}-{name}")
+
+
+def test_a_job_that_starts_from_one_that_is_not_known_waits_and_says_so(resuming: Resuming) -> None:
+    # The claim is there, and the job that it is of is not yet known.
+    assert "neither a job resumed-old nor a claim resumed-old-checkpoint" in resuming.waited["message"]
+
+
 @pytest.fixture(scope="module")
 def started(place: Place) -> None:
     """All jobs that are to be deleted, in their first attempt."""
@@ -112,8 +166,12 @@ def test_a_finished_job_goes_when_its_time_is_over(finishing: None, retain: str,
     claim = f"pvc/{name}-checkpoint"
     wait_gone(place, f"stj/{name}")
     wait_without_pods(place, name)
-    told = [each["reason"] for each in events(place.namespace, name)]
-    assert "Completed" in told, told
+    wait_until(
+        f"{name} told as completed",
+        lambda: "Completed" in [each["reason"] for each in events(place.namespace, name)],
+        timeout=30,
+        seen=lambda: kubectl("-n", place.namespace, "get", "events")[1],
+    )
     if FINISHED[retain]:
         assert "ownerReferences" not in get(claim, "-n", place.namespace)[0]["metadata"]
     else:
@@ -210,40 +268,9 @@ def test_the_sample_that_knows_nothing_of_us_goes_on_where_it_was_stopped(place:
         volumes.delete_volume(volume)
 
 
-def wait_succeeded(place: Place, name: str) -> None:
-    def ended() -> bool:
-        return bool(status(place.namespace, name).get("phase") == "Succeeded")
-
-    wait_for(place.namespace, name, "ended well", ended, timeout=90)
-
-
-def test_a_job_starts_from_the_checkpoints_of_another_and_cannot_touch_them(place: Place) -> None:
-    names = ("resumed-old", "resumed-new")
-    saved = []
-    for name in names:
-        volume = f"{place.names}-{name}"
-        saved.append(volumes.make_volume(volume, "1Mi", claim=(place.namespace, name)) / "step")
-        volumes.make_claim(place.namespace, name, volume, "1Mi")
-
-    def run(name: str, script: str, **checkpoint: Any) -> None:
-        container = "spec.template.spec.containers.0"
-        made = place.job(name)
-        made["spec"]["checkpoint"] |= checkpoint
-        words = {f"{container}.command": ["sh", "-euc", script], f"{container}.image": install.TRAINING_IMAGE}
-        applied(changed(made, words))
-
-    try:
-        run("resumed-new", 'cp "$SPOT_RESUME_DIR/step" /mnt/checkpoint/ && ! touch "$SPOT_RESUME_DIR/x"',
-            resumeFrom={"job": "resumed-old"})  # fmt: skip
-        # The claim is there, and the job that it is of is not yet known.
-        condition = wait_reason(place.namespace, "resumed-new", "ResumeClaimUnavailable")
-        assert "neither a job resumed-old nor a claim resumed-old-checkpoint" in condition["message"]
-        run("resumed-old", "echo 7 > /mnt/checkpoint/step")
-        for name in names:
-            wait_succeeded(place, name)
-        assert saved[1].read_text() == "7\n"
-    finally:
-        kubectl("-n", place.namespace, "delete", "stj", *names, "--ignore-not-found")
-        for name in names:
-            kubectl("-n", place.namespace, "delete", "pvc", name)
-            volumes.delete_volume(f"{place.names}-{name}")
+def test_a_job_starts_from_the_checkpoints_of_another_and_cannot_touch_them(
+    resuming: Resuming, place: Place
+) -> None:
+    for name in RESUMING:
+        wait_succeeded(place, name)
+    assert resuming.copied.read_text() == "7\n"

@@ -12,8 +12,8 @@ import pytest
 
 from tests.cluster.objects import Json, changed
 from tests.cluster.scene import Place, applied, seen, status, wait_for
-from tests.kit import install, volumes
-from tests.kit.kube import get, kubectl
+from tests.kit import install, layout, volumes
+from tests.kit.kube import kubectl
 
 CONTAINER: Final = "spec.template.spec.containers.0"
 WAIT: Final = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
@@ -93,7 +93,7 @@ ROWS: Final = [
         "NodeRefused",
         (1, 0),
         # Past the scheduler, to a kubelet whose node is not of the pool.
-        {"spec.template.spec.nodeName": "NODE"},
+        {"spec.template.spec.nodeName": layout.CONTROL_PLANE},
         _mend,
     ),
     Row(
@@ -121,9 +121,7 @@ def made(place: Place, row: Row, fields: dict[str, Any]) -> Json:
     backoff = {"initialSeconds": 5, "maxSeconds": 5}
     recovery = {"backoff": backoff, "retryableExitCodes": [42], "maxFailures": 1000}
     base = {f"{CONTAINER}.command": ["sh", "-c", script], f"{CONTAINER}.image": install.TRAINING_IMAGE}
-    node = get("nodes", "-l", "spot.training/capacity-type=spot")[0]["metadata"]["name"]
-    there = {key: node if value == "NODE" else value for key, value in fields.items()}
-    return changed(place.job(row.name, recovery=recovery), base | there)
+    return changed(place.job(row.name, recovery=recovery), base | fields)
 
 
 @pytest.fixture(scope="module")

@@ -123,6 +123,7 @@ def told(called: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines()]
 
 
+@pytest.mark.spot_nodes
 def test_notices_and_their_ends_arrive(name: str) -> None:
     addresses = get(f"node/{NODE}")[0]["status"]["addresses"]
     address = next(each["address"] for each in addresses if each["type"] == "InternalIP")

@@ -23,6 +23,9 @@ from tests.unit.node.metadata import Service, ok
 
 Json = dict[str, Any]
 
+# The chart is another one as long as these last.
+pytestmark = pytest.mark.spot_nodes
+
 NODE: Final = layout.WORKERS[2].name
 LABELS: Final = {
     "aws": "eks.amazonaws.com/capacityType=SPOT",

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from tests.kit import install, jobs
 from tests.kit.guest_agent import control
 from tests.kit.kube import get, kubectl
@@ -72,7 +74,7 @@ def test_a_failure_in_a_gang_is_judged_by_the_leases() -> None:
     state = jobs.wait_finished("judged")
     assert state["phase"] == "Succeeded", jobs.describe("judged")
     assert (state["failures"], state["disruptions"], state["current"]["attempt"]) == (1, 0, 2)
-    assert "RankExited" in jobs.events("judged")
+    jobs.wait_told("judged", "RankExited")
 
 
 def test_a_pod_that_a_user_deletes_is_a_disruption() -> None:
@@ -87,7 +89,11 @@ def test_a_pod_that_a_user_deletes_is_a_disruption() -> None:
 
 def test_suspend_saves_and_resume_goes_on() -> None:
     jobs.fresh_claim("paused")
-    jobs.start(jobs.torch_job("paused", pools=["spot-a"], steps=100, seconds_per_step=0.1, save_every=1000))
+    jobs.start(
+        jobs.torch_job(
+            "paused", pools=["spot-a"], steps=100, seconds_per_step=0.1, save_every=1000, hurry_from=2
+        )
+    )
     jobs.wait_trained("paused", 1, 20)
     kubectl("patch", "stj", "paused", "--type=merge", "-p", '{"spec":{"suspend":true}}')
     state = jobs.wait_for(
@@ -102,10 +108,18 @@ def test_suspend_saves_and_resume_goes_on() -> None:
     assert (state["failures"], state["disruptions"], state["current"]["attempt"]) == (0, 0, 2)
 
 
+@pytest.mark.alone
 def test_the_operator_killed_in_the_middle_of_a_recovery_changes_nothing() -> None:
     jobs.fresh_claim("orphan")
     jobs.start(
-        jobs.torch_job("orphan", pools=["spot-a", "spot-b"], steps=80, seconds_per_step=0.1, save_every=30)
+        jobs.torch_job(
+            "orphan",
+            pools=["spot-a", "spot-b"],
+            steps=80,
+            seconds_per_step=0.1,
+            save_every=30,
+            hurry_from=2,
+        )
     )
     jobs.wait_trained("orphan", 1, 20)
     left = jobs.node_of("orphan", 1)

@@ -12,7 +12,13 @@ SAVE_EVERY = 30
 
 
 def train(
-    name: str, *, pace: float = 0.1, replicas: int = 1, gpus: int = 2, pools: list[str] | None = None
+    name: str,
+    *,
+    pace: float = 0.1,
+    replicas: int = 1,
+    gpus: int = 2,
+    pools: list[str] | None = None,
+    hurry_from: int = 2,
 ) -> None:
     """Start the example on a fresh claim."""
     jobs.remove(name)
@@ -26,6 +32,7 @@ def train(
             save_every=SAVE_EVERY,
             replicas=replicas,
             gpus=gpus,
+            hurry_from=hurry_from,
             recovery={"nodeLostAfterSeconds": 5},
         )
     )
@@ -61,7 +68,6 @@ def test_a_reclaimed_node_costs_no_step() -> None:
     order = ["noticedAt", "cordonedAt", "stoppedAt", "endedAt", "deadline"]
     times = [story[field] for field in order]
     assert times == sorted(times), dict(zip(order, times, strict=True))
-    told = jobs.events("reclaimed")
     wanted = [
         "AttemptStarted",
         "Running",
@@ -71,7 +77,7 @@ def test_a_reclaimed_node_costs_no_step() -> None:
         "AttemptStarted",
         "Completed",
     ]
-    assert [reason for reason in wanted if reason not in told] == [], told
+    jobs.wait_told("reclaimed", *wanted)
     table = kubectl("get", "spottrainingjobs", "reclaimed")
     columns = ["NAME", "PHASE", "POOL", "READY", "STEP", "DISRUPTIONS", "SPENT", "AGE"]
     assert table.splitlines()[0].split() == columns
@@ -108,7 +114,7 @@ def test_a_silent_node_costs_the_steps_since_the_last_save_and_does_no_harm_when
     """Two nodes at once, for the cluster takes its time to miss them: one is dead, the other is frozen."""
     expected = undisturbed_weights(1)
     train("vanished", pace=0.15, pools=["spot-a"])
-    train("frozen", pace=0.4, pools=["spot-b", "spot-a"])
+    train("frozen", pace=0.4, pools=["spot-b", "spot-a"], hurry_from=3)
     jobs.wait_trained("vanished", 1, 50)
     dead = jobs.node_of("vanished", 1)
     nodes.kill_node(dead)
@@ -193,12 +199,12 @@ def test_a_withdrawn_notice_gives_the_node_back_and_the_stop_stands() -> None:
 
 
 def test_the_agent_runs_on_spot_nodes_only_and_the_operator_on_none() -> None:
-    spot = {worker.name for worker in layout.WORKERS if worker.capacity_type == "spot"}
+    spot = {worker.name for worker in layout.WORKERS if worker.is_spot}
     pods = get("pods", "-n", "spot-training", "-l", "app.kubernetes.io/name=spot-training-operator")
     where: dict[str, set[str]] = {}
     for pod in pods:
-        where.setdefault(pod["metadata"]["labels"]["app.kubernetes.io/component"], set()).add(
-            pod["spec"]["nodeName"]
-        )
-    assert where["agent"] == spot
+        component = pod["metadata"]["labels"]["app.kubernetes.io/component"]
+        where.setdefault(component, set()).add(pod["spec"].get("nodeName", ""))
+    # Other tests' simulated nodes, of which some are spot, come and go.
+    assert where["agent"] & {*layout.NODES} == spot
     assert not where["operator"] & spot

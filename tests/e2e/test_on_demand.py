@@ -23,7 +23,13 @@ def job() -> Iterator[None]:
     pools = ["spot-a", "spot-b", "on-demand"]
     jobs.start(
         jobs.torch_job(
-            NAME, pools=pools, steps=200, seconds_per_step=0.1, save_every=1000, onDemand=on_demand
+            NAME,
+            pools=pools,
+            steps=200,
+            seconds_per_step=0.1,
+            save_every=1000,
+            hurry_from=3,
+            onDemand=on_demand,
         )
     )
     yield

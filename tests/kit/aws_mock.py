@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from tests.kit import gotools, places
-from tests.kit.process import free_ports
+from tests.kit.process import bound, free_ports
 from tests.kit.shell import wait_until
 
 PROGRAM: Final = "ec2-metadata-mock"
@@ -51,7 +51,7 @@ def _start(words: tuple[str, ...], host: str, port: int) -> tuple[subprocess.Pop
     log = tempfile.TemporaryFile()  # noqa: SIM115 - the process writes to it as long as it lives
     # A home of its own: it would read a configuration there.
     process = subprocess.Popen(
-        [gotools.path(PROGRAM), *words, *options],
+        bound([gotools.path(PROGRAM), *words, *options]),
         env={**os.environ, "TZ": "UTC", "HOME": str(places.BUILD)},
         stdin=subprocess.DEVNULL,
         stdout=log,

@@ -15,13 +15,15 @@ from tests.kit.guest_agent import control
 from tests.kit.images import build_image, load_image
 from tests.kit.kube import apply, kubectl, tool
 from tests.kit.places import KUBECONFIG
-from tests.kit.shell import run, say, step
+from tests.kit.shell import run, say, step, together
 
 NAMESPACE: Final = "spot-training"
 RELEASE: Final = "spot-training-operator"
 OPERATOR_IMAGE: Final = "spot-training-operator:dev"
 TRAINING_IMAGE: Final = "spot-training-example:dev"
 TORCH_TESTS_IMAGE: Final = "spot-training-torch-tests:dev"
+INSTALLED: Final = "SPOT_TRAINING_INSTALLED"
+"""The variable by which runs of tests that are begun side by side know that all of it is there."""
 ROOT: Final = Path(__file__).parents[2]
 CHART: Final = ROOT / "charts" / "spot-training-operator"
 
@@ -38,12 +40,17 @@ def operator_image() -> str:
 
 def training_image() -> None:
     """Build the example's image and have all workers hold it."""
-    build_image(TRAINING_IMAGE, ROOT / "examples" / "Dockerfile", ROOT)
+    _build_training_image()
     load_image(TRAINING_IMAGE)
+
+
+def _build_training_image() -> None:
+    build_image(TRAINING_IMAGE, ROOT / "examples" / "Dockerfile", ROOT)
 
 
 def torch_tests_image() -> str:
     """Build the image of the torch tests: the example, Lightning and transformers. No node needs it."""
+    _build_training_image()
     directory = ROOT / "tests" / "train_torch"
     build_image(TORCH_TESTS_IMAGE, directory / "Dockerfile", directory, {"BASE": TRAINING_IMAGE})
     return TORCH_TESTS_IMAGE
@@ -76,11 +83,14 @@ def up() -> None:
     """Everything, in order."""
     began = time.monotonic()
     image = operator_image()
-    training_image()
-    # The guest agent first: the node agent's pod mounts its socket and cannot start without.
-    control.install()
-    chart(image)
-    pools()
+
+    def project() -> None:
+        # The guest agent first: the node agent's pod mounts its socket and cannot start without.
+        control.install()
+        chart(image)
+        pools()
+
+    together(project, training_image)
     kubectl("wait", "--for=condition=Available", "spotpool/spot-a", "--timeout=60s")
     say(f"==> spot-training-operator is installed, {time.monotonic() - began:.1f} s")
 

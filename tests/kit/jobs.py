@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, Final
 
-from tests.kit import install, places, volumes
+from tests.kit import install, places, questions, volumes
 from tests.kit.kube import apply, get, kubectl
 from tests.kit.shell import CommandError, wait_until
 
@@ -31,22 +31,24 @@ def torch_job(
     save_every: int,
     replicas: int = 1,
     gpus: int = 2,
+    hurry_from: int | None = None,
     **spec: Any,
 ) -> Json:
-    """The example's torch training as a SpotTrainingJob, with its checkpoints on the claim of the same name."""
-    command = [
-        "python3",
-        "-m",
-        "spot_training.train",
-        "/opt/examples/train.py",
-        f"--steps={steps}",
-        f"--seconds-per-step={seconds_per_step}",
-    ]
+    """The example's torch training as a SpotTrainingJob, with its checkpoints on the claim of the same name.
+
+    From the attempt `hurry_from` on, nothing is to happen to it any more: its steps take no longer than they compute.
+    """
+    train = ["python3", "-m", "spot_training.train", "/opt/examples/train.py", f"--steps={steps}"]
+    train += [f"--save-every={save_every}"]
+    command = [*train, f"--seconds-per-step={seconds_per_step}"]
+    if hurry_from is not None:
+        script = f'[ "$SPOT_ATTEMPT" -lt {hurry_from} ] || exec {" ".join(train)}; exec {" ".join(command)}'
+        command = ["sh", "-c", script]
     container = {
         "name": "train",
         "image": install.TRAINING_IMAGE,
         "imagePullPolicy": "IfNotPresent",
-        "command": [*command, f"--save-every={save_every}"],
+        "command": command,
         "resources": {"limits": {"nvidia.com/gpu": gpus}},
         "securityContext": {"readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False},
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
@@ -158,7 +160,7 @@ def node_of(name: str, attempt: int, index: int = 0) -> str:
 def logs(name: str, attempt: int, index: int = 0) -> str:
     """What a rank has printed so far; empty where its pod is not there."""
     try:
-        return kubectl("logs", f"{name}-{attempt}-{index}", "--tail=-1")
+        return questions.log("default", f"{name}-{attempt}-{index}")
     except CommandError:
         return ""
 
@@ -191,6 +193,16 @@ def describe(name: str) -> str:
         )
     )
     return "\n".join(parts)
+
+
+def wait_told(name: str, *reasons: str) -> None:
+    """Wait until the job has Events of all these reasons: they follow the status that they tell of."""
+    wait_until(
+        f"job {name}: Events {' '.join(reasons)}",
+        lambda: set(reasons) <= set(events(name)),
+        timeout=30,
+        seen=lambda: describe(name),
+    )
 
 
 def events(name: str) -> list[str]:

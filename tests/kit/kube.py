@@ -1,10 +1,10 @@
-"""The API server of the test cluster, through the kubectl that was built with it."""
+"""The API server of the test cluster: through the kubectl that was built with it, and for reading without it."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from tests.kit import gotools, places
+from tests.kit import gotools, places, questions
 from tests.kit.shell import run
 
 
@@ -17,11 +17,7 @@ def kubectl(*args: str, stdin: str | None = None, timeout: float = 120) -> str:
 
 def get(*what: str) -> list[dict[str, Any]]:
     """Objects as the API server has them, such as `get("pods", "-n", "default")`: a list also for one."""
-    answer: dict[str, Any] = json.loads(kubectl("get", *what, "-o", "json"))
-    if "items" in answer:
-        items: list[dict[str, Any]] = answer["items"]
-        return items
-    return [answer]
+    return questions.objects(what)
 
 
 def apply(*manifests: dict[str, Any]) -> None:

@@ -23,6 +23,10 @@ class Worker:
     zone: str
 
     @property
+    def is_spot(self) -> bool:
+        return self.capacity_type == "spot"
+
+    @property
     def labels(self) -> dict[str, str]:
         """The labels that a cloud's node pool would have given to its nodes."""
         return {
@@ -34,7 +38,7 @@ class Worker:
     @property
     def taints(self) -> list[dict[str, str]]:
         """Spot nodes repel what does not ask for them, as the clouds' own spot pools do."""
-        if self.capacity_type != "spot":
+        if not self.is_spot:
             return []
         return [{"key": CAPACITY_TYPE, "value": "spot", "effect": "NoSchedule"}]
 

@@ -159,6 +159,12 @@ def container_state(name: str) -> str:
     return rows.strip() or "absent"
 
 
+def container_states() -> dict[str, str]:
+    """Docker's words for all containers that there are, by name."""
+    rows = engine.docker("ps", "-a", "--format", "{{.Names}} {{.State}}").splitlines()
+    return dict(row.split(" ", 1) for row in rows)
+
+
 def describe(names: Iterable[str]) -> str:
     """What a person would look at when a node does not do as it should."""
     containers = [f"{name}: container {container_state(name)}" for name in names]

@@ -18,7 +18,7 @@ from typing import Any
 from tests.kit import install
 from tests.kit.kube import get, kubectl
 from tests.kit.places import KUBECONFIG
-from tests.kit.process import free_ports
+from tests.kit.process import bound, free_ports
 from tests.kit.shell import wait_until
 
 
@@ -37,7 +37,7 @@ class Operator:
         env = {key: value for key, value in os.environ.items() if key != "KUBERNETES_SERVICE_HOST"}
         env |= {"KUBECONFIG": str(KUBECONFIG), "PYTHONPATH": str(install.ROOT / "operator")}
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(words, env=env, stdout=log, stderr=subprocess.STDOUT)
+            self._process = subprocess.Popen(bound(words), env=env, stdout=log, stderr=subprocess.STDOUT)
         self.name = f"{socket.gethostname()}_{self._process.pid}"
 
     @property
@@ -86,10 +86,10 @@ class Operator:
         )
 
     def wait_deposed(self) -> None:
-        """Wait until it answers and does not lead."""
+        """Wait until it answers, does not lead, and has said that it does no more."""
         wait_until(
             f"operator {self.name} leads no more",
-            lambda: self.metrics().get("spot_operator_leader") == 0.0,
+            lambda: self.metrics().get("spot_operator_leader") == 0.0 and "leads no more" in self.log,
             timeout=30,
             seen=self.seen,
         )

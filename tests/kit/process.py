@@ -1,6 +1,7 @@
 """Programs that run beside the cluster as processes of this machine, for the length of a `with` block."""
 
 import os
+import signal
 import socket
 import subprocess
 import urllib.error
@@ -26,7 +27,7 @@ def running(
     env |= {"KUBECONFIG": str(KUBECONFIG), **(environment or {})}
     with log(name).open("wb") as sink:
         process = subprocess.Popen(
-            [str(word) for word in words],
+            bound(words),
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -44,6 +45,14 @@ def running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def bound(words: Sequence[str | Path], by: signal.Signals = signal.SIGTERM) -> list[str]:
+    """The command, so that the kernel sends it this signal once the process that started it has ended, however.
+
+    To the kernel it is the starting thread that counts: start it from one that lives as long as it is to run.
+    """
+    return ["setpriv", f"--pdeathsig={by.name.removeprefix('SIG')}", "--", *(str(word) for word in words)]
 
 
 def wait_ready(name: str, process: subprocess.Popen[bytes], port: int, timeout: float = 60) -> None:
