@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from tests.kit.shell import say
 
 LOGS: Final = install.ROOT / "build"
 CLOSING_LINES: Final = 30
+LOOK_SECONDS: Final = 0.3
 CLEARING_SECONDS: Final = 120.0
 """How long a part may take to clear away what it has begun, when it is told to end."""
 
@@ -62,8 +64,8 @@ class Part:
     def log(self) -> Path:
         return LOGS / f"{self.name}.log"
 
-    def look(self) -> bool:
-        """Show what it has said since the last time; whether it has ended."""
+    def look(self) -> None:
+        """Show what it has said since the last time, and whether it has ended."""
         ended = self.process.poll() is not None
         if self.shown:
             self._show(ended)
@@ -72,7 +74,6 @@ class Part:
             if self.process.returncode and not self.shown:
                 self._show(ended)
             say(f"==> {self.outcome}")
-        return ended
 
     @property
     def outcome(self) -> str:
@@ -106,11 +107,25 @@ def tests(name: str, *options: str, shown: bool = False) -> Part:
 
 @contextmanager
 def parts() -> Iterator[list[Part]]:
-    """A list for what has been begun: at the end of the block, however it ends, none of it runs any more."""
+    """A list for what has been begun, which is looked at by itself.
+
+    At the end of the block, however it ends, none of it runs any more.
+    """
     begun: list[Part] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_SECONDS):
+            for part in list(begun):
+                part.look()
+
+    watching = threading.Thread(target=look)
+    watching.start()
     try:
         yield begun
     finally:
+        over.set()
+        watching.join()
         for part in begun:
             if part.process.poll() is None:
                 part.process.send_signal(part.stop)
@@ -138,8 +153,8 @@ def run() -> int:
         os.environ[install.INSTALLED] = "1"
         begun.append(tests("e2e", "--durations=15", shown=True))
         begun.append(tests("cluster", "--durations=15", shown=True))
-        while sum(part.look() for part in begun) < len(begun):
-            time.sleep(0.3)
+        while any(part.ended is None for part in begun):
+            time.sleep(LOOK_SECONDS)
     for part in begun:
         say(f"\n==> {part.outcome}; its closing lines:\n{part.closing_lines()}")
     return next((part.process.returncode for part in begun if part.process.returncode), 0)

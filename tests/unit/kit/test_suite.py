@@ -48,7 +48,7 @@ def shell(script: str, name: str = "part", shown: bool = False) -> Part:
 
 def ended(part: Part) -> None:
     deadline = time.monotonic() + 10
-    while not part.look():
+    while part.ended is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
