@@ -15,6 +15,7 @@ import aiohttp
 
 from tests.bench.report import ROOT
 from tests.kit import places
+from tests.kit.process import bound
 
 METRICS_PORT: Final = 18081
 TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -66,11 +67,11 @@ class OperatorProcess:
 async def operator_process() -> AsyncIterator[OperatorProcess]:
     """Start an operator against the test cluster; it is ended with the context."""
     log = places.LOGS / "bench-operator.log"
+    words = [sys.executable, "-m", "spot_training", "operator", "--log-level", "warning"]
+    words += ["--liveness", "http://127.0.0.1:18080/healthz", "--metrics-port", str(METRICS_PORT)]
     with log.open("wb") as sink:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "spot_training", "operator"),
-            *("--liveness", "http://127.0.0.1:18080/healthz", "--metrics-port", str(METRICS_PORT)),
-            *("--log-level", "warning"),
+            *bound(words),
             cwd=ROOT,
             env={**os.environ, "KUBECONFIG": str(places.KUBECONFIG), "PYTHONPATH": str(ROOT / "operator")},
             stdin=asyncio.subprocess.DEVNULL,
