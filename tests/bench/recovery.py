@@ -27,6 +27,8 @@ NAME: Final = "bench"
 IMAGE: Final = "spot-training-example:dev"
 # Exits at once when told, as a shell does that waits for its child.
 COMMAND: Final = ["sh", "-c", "trap 'exit 143' TERM; sleep 3600 & wait"]
+SETTLED_SECONDS: Final = 3.0
+"""So long they have run before the node is taken: kubelet, still busy with a pod's start, ends it a second later."""
 JOB_TIMEOUT: Final = 100.0
 """A batch/v1 Job of eight pods takes ten minutes: each pod feeds its back-off. It is not waited for."""
 
@@ -210,6 +212,12 @@ def _reclaimed(selector: str, size: int) -> Trial | None:
     with watched(selector) as seen:
         wait_until(
             f"{size} pods running", lambda: len(seen.running) >= size, timeout=90, seen=lambda: str(seen)
+        )
+        wait_until(
+            "they have settled",
+            lambda: time.time() - max(seen.running.values()) > SETTLED_SECONDS,
+            timeout=30,
+            seen=lambda: str(seen),
         )
         before = set(seen.created)
         pods = get("pods", "-l", selector)
