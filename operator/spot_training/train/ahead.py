@@ -1,0 +1,82 @@
+"""Reading ahead: the disk goes on while what it has brought is copied, checked and unpickled.
+
+The kernel reads ahead too, by 128 KiB unless the machine's owner has set more, and only while somebody reads. Asking
+for more with `posix_fadvise` brings it in small pages, which took longer than reading does (Linux 6.18). So a thread
+reads, into memory that nobody looks at, and the page cache keeps it for those who want it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from typing import Final
+
+from spot_training.train.checksum import BLOCK
+
+_LEAD: Final = 64
+"""Blocks that it may be ahead: more would only take memory."""
+_PIECE: Final = 1 << 18
+"""Bytes that are read at once, into a buffer that stays in the processor's cache."""
+_WORTH_IT: Final = 16
+"""Blocks of a file that is worth a thread."""
+
+
+class ReadAhead:
+    """Brings an open file of `size` bytes into the page cache, from its start on.
+
+    It only makes reading faster, and ends without a word where all is in the cache, where reading fails, and where the
+    file system keeps nothing or cannot tell (most network file systems, which read ahead by their own rules).
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self._size = size
+        self._changed = threading.Condition()
+        self._used = 0
+        self._ended = False
+        self._thread: threading.Thread | None = None
+        if size >= _WORTH_IT * BLOCK and hasattr(os, "RWF_NOWAIT"):
+            self._thread = threading.Thread(target=self._run, name="spot-training-ahead")
+            self._thread.start()
+
+    def used(self) -> None:
+        """One more block has been read by those who wanted it."""
+        with self._changed:
+            self._used += 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let it end; then the file may be closed."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        buffer = bytearray(_PIECE)
+        with contextlib.suppress(OSError):
+            if self._is_cached(self._size // 2):
+                return
+            place = 0
+            while place < self._size and self._may_read(place):
+                place = max(place, self._used * BLOCK)  # it may have been overtaken
+                os.preadv(self._descriptor, [buffer], place)
+                if place == 0 and not self._is_cached(0):
+                    return  # all of it would be read twice
+                place += _PIECE
+
+    def _may_read(self, place: int) -> bool:
+        """Wait until it is not too far ahead. False: it is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or place < (self._used + _LEAD) * BLOCK)
+            return not self._ended
+
+    def _is_cached(self, place: int) -> bool:
+        """Whether a byte can be had without the disk. Raises OSError where the file system cannot tell."""
+        try:
+            return bool(os.preadv(self._descriptor, [bytearray(1)], place, os.RWF_NOWAIT))
+        except BlockingIOError:
+            return False
