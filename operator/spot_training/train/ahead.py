@@ -2,7 +2,7 @@
 
 The kernel reads ahead too, by 128 KiB unless the machine's owner has set more, and only while somebody reads. Asking
 for more with `posix_fadvise` brings it in small pages, which took longer than reading does (Linux 6.18). So a thread
-reads, into memory that nobody looks at, and the page cache keeps it for those who want it.
+sends the file to /dev/null, which copies nothing, and the page cache keeps it for those who want it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from pathlib import Path
 from typing import Final
 
 from spot_training.train.checksum import BLOCK
 
 _LEAD: Final = 64
 """Blocks that it may be ahead: more would only take memory."""
-_PIECE: Final = 1 << 18
-"""Bytes that are read at once, into a buffer that stays in the processor's cache."""
 _WORTH_IT: Final = 16
 """Blocks of a file that is worth a thread."""
 
@@ -25,8 +24,8 @@ _WORTH_IT: Final = 16
 class ReadAhead:
     """Brings an open file of `size` bytes into the page cache, from its start on.
 
-    It only makes reading faster, and ends without a word where all is in the cache, where reading fails, and where the
-    file system keeps nothing or cannot tell (most network file systems, which read ahead by their own rules).
+    It only makes reading faster, and ends without a word where reading fails, and where the file system keeps nothing
+    or cannot tell (most network file systems, which read ahead by their own rules).
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -56,17 +55,14 @@ class ReadAhead:
             self._thread = None
 
     def _run(self) -> None:
-        buffer = bytearray(_PIECE)
-        with contextlib.suppress(OSError):
-            if self._is_cached(self._size // 2):
-                return
+        with contextlib.suppress(OSError), Path(os.devnull).open("wb") as nowhere:
             place = 0
             while place < self._size and self._may_read(place):
                 place = max(place, self._used * BLOCK)  # it may have been overtaken
-                os.preadv(self._descriptor, [buffer], place)
-                if place == 0 and not self._is_cached(0):
+                sent = os.sendfile(nowhere.fileno(), self._descriptor, place, BLOCK)
+                if sent == 0 or not self._is_cached(place):
                     return  # all of it would be read twice
-                place += _PIECE
+                place += sent
 
     def _may_read(self, place: int) -> bool:
         """Wait until it is not too far ahead. False: it is to end."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from spot_training.train.files import Written
 
-_READERS: Final = 4
+_READERS: Final = min(4, os.cpu_count() or 1)
 _APART: Final = 2
 """Blocks to read at once that are worth a thread each."""
 
@@ -96,10 +96,13 @@ class CheckedFile(io.RawIOBase):
         ]
         parted = self._prepare(in_part)
         wanted = [block for block in range(first, last + 1) if block not in self._parted]
-        self._share_out(
-            wanted,
-            lambda _, block: parted[block] if block in parted else target[block * BLOCK - start :][:BLOCK],
-        )
+        if wanted:
+            self._share_out(
+                wanted,
+                lambda _, block: (
+                    parted[block] if block in parted else target[block * BLOCK - start :][:BLOCK]
+                ),
+            )
         self._parted = parted
         for block in in_part:
             at, till = max(start, block * BLOCK), min(end, (block + 1) * BLOCK)
@@ -158,4 +161,4 @@ def _read_at(file: BinaryIO, place: int, buffer: memoryview) -> memoryview:
 
 
 def _readers(blocks: int) -> int:
-    return max(1, min(_READERS, os.cpu_count() or 1, blocks // _APART))
+    return max(1, min(_READERS, blocks // _APART))
