@@ -143,7 +143,7 @@ class CheckedFile(io.RawIOBase):
             raise DamagedError(f"{self._file.name} changes while it is read")
         self._sums[block] = found
         if self._ahead:
-            self._ahead.used()
+            self._ahead.used(len(target))
 
 
 def verify(file: BinaryIO, expected: Written) -> None:
