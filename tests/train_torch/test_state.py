@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from spot_training.train import CheckpointError, Training, UnsavableStateError, files, state
+from spot_training.train import CheckpointError, Training, UnsavableStateError, checked, files, state
 
 
 @pytest.fixture(autouse=True)
@@ -111,4 +111,4 @@ def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     written = files.write_durably(path, lambda sink: state.write({"x": torch.randn(1000, 100)}, sink))
     with path.open("rb") as file:
-        files.verify(file, written)
+        checked.verify(file, written)

@@ -2,13 +2,8 @@
 
 A file is written under another name in the same directory, flushed to the disk, and renamed: POSIX makes the
 rename atomic. The directory is then flushed as well, since a name is data of its directory and may be lost
-without it. What is read back is compared with a checksum, because a disk or a network file system may still
-lose or alter what it has acknowledged.
-
-A file's checksum is the SHA-256 over the CRC-32s of its blocks of 1 MiB, in their order. It guards against accidents,
-not against people, who could alter the manifest as well. As in HDFS (``DFS_CHECKSUM``), CRC is there because it
-costs a fraction of a cryptographic hash, and blocks because several threads can then read one file: on a fast disk, a
-SHA-256 over all of it takes longer than the disk.
+without it. What is read back (`checked`) is compared with a checksum (`checksum`), because a disk or a network file
+system may still lose or alter what it has acknowledged.
 """
 
 from __future__ import annotations
@@ -16,27 +11,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
-from spot_training.train import pages
+from spot_training.train import checksum
+from spot_training.train.checksum import BLOCK
 from spot_training.train.helpers import Helpers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
-_BLOCK: Final = 1 << 20
 _ASIDE: Final = 1 << 20
 """Bytes in one piece that are worth a thread of their own for their checksum."""
 _FLUSHED_AT_ONCE: Final = 16 << 20
-_READERS: Final = 4
-_APART: Final = 2
-"""Blocks to read at once that are worth a thread each."""
 _CHECKSUM: Final = "checksum"
 _NOT_OFFERED: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 """How file systems say that they do not know an operation (FUSE mounts of object stores know few)."""
@@ -93,7 +83,7 @@ class _Checking:
         self._file.flush()
 
     def written(self) -> Written:
-        return Written(self._size, _combined(self._checksums))
+        return Written(self._size, checksum.combined(self._checksums))
 
     def _pass_on(self, view: memoryview) -> None:
         try:
@@ -105,10 +95,10 @@ class _Checking:
     def _check(self, view: memoryview) -> None:
         start = 0
         while start < len(view):
-            if self._size % _BLOCK == 0:
+            if self._size % BLOCK == 0:
                 self._checksums.append(0)
-            end = min(len(view), start + _BLOCK - self._size % _BLOCK)
-            self._checksums[-1] = zlib.crc32(view[start:end], self._checksums[-1])
+            end = min(len(view), start + BLOCK - self._size % BLOCK)
+            self._checksums[-1] = checksum.crc32(view[start:end], self._checksums[-1])
             self._size += end - start
             start = end
 
@@ -118,109 +108,6 @@ class _Checking:
             with contextlib.suppress(OSError, AttributeError):  # not everywhere; fsync does it all the same
                 os.posix_fadvise(self._file.fileno(), self._flushed, waiting, os.POSIX_FADV_DONTNEED)
             self._flushed = self._size
-
-
-class CheckedFile(io.RawIOBase):
-    """An open file that is checked while it is read, so that a large one comes from the disk once.
-
-    Several threads read where much is asked for. What has been read may only be used when `finish` has found all of it
-    to be what was written. Raises DamagedError at once where the length differs, and where a block changes.
-    """
-
-    def __init__(self, file: BinaryIO, expected: Written) -> None:
-        super().__init__()
-        self._file = file
-        self._expected = expected
-        self._size = os.fstat(file.fileno()).st_size
-        if self._size != expected.size:
-            raise DamagedError(f"{file.name} has {self._size} bytes, {expected.size} were written")
-        self._place = 0
-        self._checksums: list[int | None] = [None] * -(-self._size // _BLOCK)
-        self._last: tuple[int, memoryview] = (-1, memoryview(b""))  # the block that was read last in part
-        self._helpers = Helpers(_READERS)
-
-    def close(self) -> None:
-        """Let its threads end; the file itself stays open."""
-        self._helpers.close()
-        super().close()
-
-    def finish(self) -> None:
-        """Read what has not been asked for, and compare the whole. Raises DamagedError."""
-        left = [block for block, checksum in enumerate(self._checksums) if checksum is None]
-        if left:
-            buffers = [memoryview(bytearray(_BLOCK)) for _ in range(_readers(len(left)))]
-            self._share_out(left, lambda reader, block: buffers[reader])
-        if _combined(checksum or 0 for checksum in self._checksums) != self._expected.checksum:
-            raise DamagedError(
-                f"{self._file.name} has another content than was written (its checksum differs)"
-            )
-
-    def readable(self) -> bool:
-        """Yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Yes."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins."""
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """Have the next read begin elsewhere."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
-
-    def readinto(self, buffer: Any, /) -> int:
-        """All that is asked for, unless the file ends before."""
-        target = memoryview(buffer).cast("B")[: max(0, self._size - self._place)]
-        pages.prefer_large_for(target)
-        start, end = self._place, self._place + len(target)
-        whole = [
-            block
-            for block in range(-(-start // _BLOCK), -(-end // _BLOCK))
-            if min((block + 1) * _BLOCK, self._size) <= end
-        ]
-        self._share_out(whole, lambda _, block: target[block * _BLOCK - start :][:_BLOCK])
-        for block in {start // _BLOCK, (end - 1) // _BLOCK}.difference(whole) if target else ():
-            content = self._in_part(block)
-            first, last = max(start, block * _BLOCK), min(end, (block + 1) * _BLOCK)
-            target[first - start : last - start] = content[first - block * _BLOCK : last - block * _BLOCK]
-        self._place = end
-        return len(target)
-
-    def read(self, size: int = -1, /) -> bytes:
-        """As a file does, but never less than is asked for and there."""
-        left = max(0, self._size - self._place)
-        content = bytearray(left if size < 0 else min(size, left))
-        self.readinto(content)
-        return bytes(content)
-
-    def _in_part(self, block: int) -> memoryview:
-        if self._last[0] != block:
-            content = memoryview(bytearray(min(_BLOCK, self._size - block * _BLOCK)))
-            self._read(block, content)
-            self._last = (block, content)
-        return self._last[1]
-
-    def _share_out(self, blocks: list[int], where: Callable[[int, int], memoryview]) -> None:
-        """Read whole blocks to `where` (reader, block) says."""
-        readers = _readers(len(blocks))
-
-        def read(reader: int) -> None:
-            for block in blocks[reader::readers]:
-                self._read(block, where(reader, block))
-
-        self._helpers.share(read, readers)
-
-    def _read(self, block: int, target: memoryview) -> None:
-        checksum = zlib.crc32(_read_at(self._file, block * _BLOCK, target))
-        before = self._checksums[block]
-        if before is not None and before != checksum:
-            raise DamagedError(f"{self._file.name} changes while it is read")
-        self._checksums[block] = checksum
 
 
 def write_durably(path: Path, write: Callable[[Sink], None]) -> Written:
@@ -288,12 +175,6 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def verify(file: BinaryIO, expected: Written) -> None:
-    """Read an open file through and compare. Raises DamagedError with the difference."""
-    with CheckedFile(file, expected) as checked:
-        checked.finish()
-
-
 def seal(record: dict[str, Any]) -> bytes:
     """A record as readable JSON that carries the checksum of itself."""
     sealed = {**record, _CHECKSUM: _checksum(record)}
@@ -327,18 +208,6 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path} is gone") from error
 
 
-def _read_at(file: BinaryIO, place: int, buffer: memoryview) -> memoryview:
-    """What fits of a file into the buffer; its place in the file stays as it was."""
-    filled = 0
-    while filled < len(buffer) and (count := os.preadv(file.fileno(), [buffer[filled:]], place + filled)):
-        filled += count
-    return buffer[:filled]
-
-
-def _combined(checksums: Iterable[int]) -> str:
-    return hashlib.sha256(b"".join(checksum.to_bytes(4, "big") for checksum in checksums)).hexdigest()
-
-
 def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -363,7 +232,3 @@ def _write_all(sink: Sink, data: bytes) -> None:
 def _beside(path: Path) -> Path:
     # Random, so that what a killed process left never stands in the way of its successor.
     return path.with_name(f".{path.name}.{os.urandom(6).hex()}.tmp")
-
-
-def _readers(blocks: int) -> int:
-    return max(1, min(_READERS, os.cpu_count() or 1, blocks // _APART))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from spot_training.train import files, sharding, state
+from spot_training.train import checked, sharding, state
 from spot_training.train.files import DamagedError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def open_share(
                 if stem in needed:
                     contents[stem] = state.read_verified(file, expected)
                 else:
-                    files.verify(file, expected)
+                    checked.verify(file, expected)
                     opened[stem] = file
         if _COMMON not in contents:
             problem = f"has no file of {_COMMON}"

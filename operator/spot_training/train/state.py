@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
 from spot_training.train import compression
-from spot_training.train.files import CheckedFile, verify
+from spot_training.train.checked import CheckedFile, verify
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink, Written
@@ -180,7 +180,7 @@ def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
     if compression.is_compressed(file.name):
         verify(file, expected)
         return read(file, file.name)
-    with CheckedFile(file, expected) as checked:
+    with CheckedFile(file, expected, ahead=True) as checked:
         try:
             content = read(cast("BinaryIO", checked), file.name)
         except Exception:

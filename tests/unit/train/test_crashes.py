@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spot_training.train import files
+from spot_training.train import checked
 from tests.bench.checkpoint.crashes import Crashes, record_program, try_crashes
 from tests.bench.checkpoint.damage import damage_trials
 from tests.bench.checkpoint.kills import kill_trials
@@ -65,7 +65,7 @@ def test_a_program_that_forgets_to_flush_would_be_found_out(
 def test_a_program_that_neither_flushes_nor_verifies_would_be_found_out(
     record: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "verify", lambda file, expected: None)
+    monkeypatch.setattr(checked, "verify", lambda file, expected: None)
     events: list[Event] = [event for event in record.events if not isinstance(event, Sync)]
     crashes = _try(replace(record, events=events), tmp_path)
     assert crashes.torn_loads or crashes.not_loaded

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spot_training.train import files
+from spot_training.train import checked, files
+from spot_training.train.checked import CheckedFile
 from spot_training.train.files import DamagedError
 
 
@@ -107,14 +108,14 @@ def test_verify_tells_size_and_content(tmp_path: Path) -> None:
     path = tmp_path / "file"
     written = files.write_durably(path, _write_content)
     with path.open("rb") as file:
-        files.verify(file, written)
+        checked.verify(file, written)
         assert file.read() == b"content"
     path.write_bytes(b"conten")
     with path.open("rb") as file, pytest.raises(DamagedError, match="has 6 bytes, 7 were written"):
-        files.verify(file, written)
+        checked.verify(file, written)
     path.write_bytes(b"Content")
     with path.open("rb") as file, pytest.raises(DamagedError, match="another content"):
-        files.verify(file, written)
+        checked.verify(file, written)
 
 
 def test_the_checksum_is_of_the_content_in_whatever_pieces_it_was_written(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_the_checksum_is_of_the_content_in_whatever_pieces_it_was_written(tmp_pa
     assert files.write_durably(tmp_path / "pieces", in_pieces) == whole
     assert (tmp_path / "pieces").read_bytes() == data
     with (tmp_path / "pieces").open("rb") as file:
-        files.verify(file, whole)
+        checked.verify(file, whole)
         assert file.read() == data, "it is at its start after"
 
 
@@ -147,39 +148,42 @@ def test_a_change_in_any_block_is_found(tmp_path: Path) -> None:
     for content in changed:
         path.write_bytes(content)
         with path.open("rb") as file, pytest.raises(DamagedError, match="another content"):
-            files.verify(file, written)
+            checked.verify(file, written)
     path.write_bytes(data[:-1])
     with path.open("rb") as file, pytest.raises(DamagedError, match="bytes"):
-        files.verify(file, written)
+        checked.verify(file, written)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_what_a_checked_file_gives_is_what_is_in_it_and_counts_only_if_all_of_it_is_whole(
-    tmp_path: Path,
+    tmp_path: Path, ahead: bool
 ) -> None:
     chance = random.Random(20261121)
     path = tmp_path / "state"
-    data = chance.randbytes((9 << 20) + 17)
+    data = chance.randbytes((20 << 20) + 17)
     written = files.write_durably(path, functools.partial(_write, data))
 
-    def read_here_and_there(checked: files.CheckedFile) -> None:
-        for _ in range(20):
+    def read_here_and_there(checked: CheckedFile) -> None:
+        for _ in range(40):
             start, size = chance.randrange(len(data)), chance.choice([1, 5000, 1 << 20, 6 << 20])
+            if chance.random() < 0.5:
+                start = min(checked.tell() + chance.randrange(100), len(data))  # as torch goes on
             checked.seek(start)
             assert checked.read(size) == data[start : start + size]
         assert checked.seek(0, os.SEEK_END) == len(data)
         assert checked.read(1) == b""
 
-    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+    with path.open("rb") as file, CheckedFile(file, written, ahead=ahead) as checked:
         read_here_and_there(checked)
         checked.finish()
     with path.open("r+b") as target:
         target.seek(8 << 20)
         target.write(b"another")
-    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+    with path.open("rb") as file, CheckedFile(file, written, ahead=ahead) as checked:
         assert checked.read(5000) == data[:5000]
         with pytest.raises(DamagedError, match="another content"):
             checked.finish()
-    with path.open("rb") as file, files.CheckedFile(file, written) as checked:
+    with path.open("rb") as file, CheckedFile(file, written, ahead=ahead) as checked:
         checked.read(3 << 20)
         with path.open("r+b") as target:
             target.seek(1 << 20)
