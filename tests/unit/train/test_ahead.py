@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ class Disk:
         self.reached = min(_SIZE, place + count)
         return self.reached - place
 
+    def has_reached(self, place: int) -> bool:
+        return self.reached >= place
+
     def _refuse(self, call: str) -> None:
         if self._refusal and call == self._of:
             raise OSError(self._refusal, os.strerror(self._refusal))
@@ -74,7 +78,7 @@ def test_it_stays_ahead_and_not_too_far(monkeypatch: pytest.MonkeyPatch) -> None
     disk = Disk()
     with _reading(disk, monkeypatch) as reading:
         for used in range(0, _SIZE, 10 * _MIB):
-            _wait_until(lambda used=used: disk.reached >= min(_SIZE, used + _LEAD), disk)
+            _wait_until(partial(disk.has_reached, min(_SIZE, used + _LEAD)), disk)
             assert disk.reached < used + _LEAD + _PIECE
             reading.used(10 * _MIB)
         _wait_until(lambda: not _is_running(), disk)
