@@ -2,9 +2,9 @@
 
 A job whose plan gets as far as needing a pool asks here. While deciding is quick, that is done at once; where many jobs
 wait or start, they are decided in passes, with rests in between, and are looked at again when something has changed
-for them. What is
-known here is worth nothing: a new operator gets it from the jobs' plans, and only a status write opens an attempt.
-From the moment a job is about to write until its answer is in the cache, its GPUs are set aside for it here.
+for them. What is known here is worth nothing: a new operator gets it from the jobs' plans, and only a status write
+opens an attempt. From the moment a job is about to write until its answer is in the cache, its GPUs are set aside for
+it here.
 """
 
 import asyncio

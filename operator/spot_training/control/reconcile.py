@@ -94,7 +94,7 @@ class Reconciler:
             await self._refresh(job)
             return 0.05
         if made.asks:
-            # Too many wait for a decision each; it is looked at again when there is one.
+            # Many are decided for together; it is looked at again when that is done.
             return None
         todo = actions(job, self._cache.world(job), self.now())
         if job is known and any(isinstance(each, CreatePod) for each in todo) and await self._outdated(job):
