@@ -115,9 +115,10 @@ def measure(report: Report, trials: int) -> None:
             )
         theirs = _trials("a batch/v1 Job of 1", partial(_batch, 1), max(3, trials // 4))
         _tell(report, "job_one_pod", theirs, None, None)
-        gang = _trials("a batch/v1 Job of 4", partial(_batch, 4), 1)
-        if gang:
-            _tell(report, "job_gang4", gang, None, None)
+        for size in (4, 8):
+            gang = _trials(f"a batch/v1 Job of {size}", partial(_batch, size), 1)
+            if gang:
+                _tell(report, f"job_gang{size}", gang, None, None)
         created = sorted(each.created for each in ours[1])
         baseline = sorted(each.created for each in theirs)
         if created and baseline:

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +19,7 @@ from spot_training.control.connect import connection
 from spot_training.control.pods import pod, service
 from spot_training.control.read import read_job, read_pool
 from tests.bench import crowd
+from tests.bench.costs import noted
 from tests.bench.crowd import Bulk, Json, count
 from tests.bench.operator_process import OperatorProcess, operator_process
 from tests.bench.report import Report
@@ -100,12 +101,19 @@ async def _bare(report: Report, where: Connection, client: Client, size: Size) -
     best = max(rates, key=lambda width: rates[width])
     report.value("bare_client_best_width", best, "requests at once")
     async with Bulk(where, best) as bulk:
-        seconds = await _bare_once(bulk, client, size.jobs, size.pods)
+        costs = noted(report, "bare client")
+        seconds = await _bare_once(bulk, client, size.jobs, size.pods, costs)
     report.value("bare_client_create_seconds", seconds, "s")
     return seconds
 
 
-async def _bare_once(bulk: Bulk, client: Client, jobs: int, pods: int) -> float:
+async def _bare_once(
+    bulk: Bulk,
+    client: Client,
+    jobs: int,
+    pods: int,
+    costs: AbstractContextManager[None] | None = None,
+) -> float:
     await _make_jobs(bulk, jobs, pods, managed_by="bench/bare-client")
     listed = (await client.get(_jobs_path()))["items"]
     pool = read_pool(await client.get(f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}"))
@@ -118,7 +126,7 @@ async def _bare_once(bulk: Bulk, client: Client, jobs: int, pods: int) -> float:
         path = f"/api/v1/namespaces/{JOBS}/pods"
         await bulk.all(bulk.send("POST", path, pod(job, 1, index, pool)) for index in range(pods))
 
-    with step(f"a bare client makes {jobs * pods} pods"):
+    with costs or nullcontext(), step(f"a bare client makes {jobs * pods} pods"):
         began = time.monotonic()
         await bulk.all(one(raw) for raw in listed)
         seconds = time.monotonic() - began
@@ -168,7 +176,10 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
         idle = operator.resident_mib()
         began = time.monotonic()
         cpu = operator.cpu_seconds()
-        with step(f"the operator makes {size.all_pods} pods"):
+        with (
+            noted(report, "operator", operator.pid),
+            step(f"the operator makes {size.all_pods} pods"),
+        ):
             resume = {"spec": {"suspend": False}}
             await bulk.all(bulk.patch(f"{_jobs_path()}/{name}", resume) for name in _names(size.jobs))
             await _all_pods(client, size)

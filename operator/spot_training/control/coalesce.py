@@ -11,6 +11,16 @@ from spot_training.api.status import Current, SpotTrainingJobStatus
 WAIT_SECONDS: Final = 1.0
 """Progress is written so long after the job's last write; what nobody wrote of for longer is written at once."""
 
+BUSY_WAIT_SECONDS: Final = 5.0
+"""So long while many jobs wait to be looked at: a status costs the API server as much as several pods."""
+
+MANY: Final = 64
+
+
+def wait_seconds(waiting: int) -> float:
+    """How long after a job's last write its progress waits, while so many jobs wait to be looked at."""
+    return BUSY_WAIT_SECONDS if waiting > MANY else WAIT_SECONDS
+
 
 def may_wait(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> bool:
     """Whether the two differ in nothing but READY, the words of conditions, the bill and which machines are used.

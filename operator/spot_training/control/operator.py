@@ -80,6 +80,7 @@ class Operator:
             self._job_changed,
             metrics,
             look=lambda key: self.jobs.add(key),
+            waiting=lambda: len(self.jobs),
         )
         self.placer = self.reconciler.placer
         self.jobs = Dispatcher(self._reconcile)

@@ -11,11 +11,12 @@ from pydantic import ValidationError
 
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
+from spot_training.control.acceptance import Acceptance
 from spot_training.control.act import CreatePod, actions
 from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
 from spot_training.control.cache import Cache
 from spot_training.control.claims import volumes_of
-from spot_training.control.coalesce import WAIT_SECONDS, may_wait
+from spot_training.control.coalesce import may_wait, wait_seconds
 from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
 from spot_training.control.events import Announcer
@@ -56,6 +57,7 @@ class Reconciler:
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
         look: Callable[[tuple[str, str]], None] = lambda key: None,
+        waiting: Callable[[], int] = lambda: 0,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -63,7 +65,9 @@ class Reconciler:
         self._changed = changed
         self._metrics = metrics
         self._clock = clock
+        self._waiting = waiting
         self._applier = Applier(client, cache, look)
+        self._acceptance = Acceptance(self._applier.dry_run, self.now)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
@@ -109,7 +113,7 @@ class Reconciler:
         self._cache.forget_tombstones(job)
         due = [made.wake_at] if made.wake_at is not None else []
         if job is known and job.status != made.status:
-            due.append(self._written[key] + WAIT_SECONDS)
+            due.append(self._written[key] + wait_seconds(self._waiting()))
         return max(0.05, min(due) - self.now()) if due else None
 
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
@@ -180,7 +184,9 @@ class Reconciler:
     def _waits(self, job: Job, made: Plan) -> bool:
         """Whether what there is to write can wait for more of the kind."""
         last = self._written.get(job.key)
-        return last is not None and last + WAIT_SECONDS > self.now() and may_wait(job.status, made.status)
+        if last is None or last + wait_seconds(self._waiting()) <= self.now():
+            return False
+        return may_wait(job.status, made.status)
 
     async def _look_up(self, job: Job, asks: frozenset[Ask], facts: _Facts) -> None:
         if Ask.LIVE_PODS in asks:
@@ -194,7 +200,7 @@ class Reconciler:
             await self._volumes(job)
         if Ask.DRY_RUN in asks:
             pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
-            facts.dry_run = await self._applier.dry_run(job, pool)
+            facts.dry_run = await self._acceptance.of(job, pool)
 
     async def _live_pods(self, job: Job) -> None:
         """Bring the cache up to the API server's own list of the job's pods."""

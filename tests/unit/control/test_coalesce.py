@@ -6,7 +6,7 @@ import pytest
 
 from spot_training.api.model import Condition
 from spot_training.api.status import AttemptNode, Current, OnDemandRanks, SpotTrainingJobStatus, Stop, Terms
-from spot_training.control.coalesce import WAIT_SECONDS, may_wait
+from spot_training.control.coalesce import BUSY_WAIT_SECONDS, WAIT_SECONDS, may_wait, wait_seconds
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.operated import KEY, Operated
 from tests.unit.control.sim import Sim
@@ -73,6 +73,11 @@ def test_what_decides_anything_does_not(change: Json) -> None:
 def test_where_a_machine_is_paid_from_a_budget_nothing_waits(terms: Json) -> None:
     before = BEFORE.model_copy(update=current(**terms))
     assert not may_wait(before, before.model_copy(update={"ready": "1/2"}))
+
+
+def test_while_many_jobs_wait_progress_waits_longer_but_not_for_ever() -> None:
+    assert wait_seconds(0) == wait_seconds(64) == WAIT_SECONDS
+    assert wait_seconds(65) == wait_seconds(100_000) == BUSY_WAIT_SECONDS
 
 
 async def test_a_gang_that_starts_is_told_in_few_writes_and_its_last_word_is_not_lost() -> None:
