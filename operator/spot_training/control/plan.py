@@ -249,6 +249,7 @@ def _place(draft: Draft) -> None:
         wanted,
         refused={**wanted.refused, **shut},
         apart=wanted.apart and replace(wanted.apart, refused={**wanted.apart.refused, **shut}),
+        late=last_pools(draft, "ProvisionTimeout"),
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
         priority=draft.status.priority,

@@ -50,17 +50,19 @@ class Apart:
 class Request:
     """What a gang needs.
 
-    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
-    its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
-    off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
-    for the gang as a whole; ``ceiling``: nodes that cost more for an hour are not used; ``interval``: seconds between
-    its checkpoints; ``priority``: of its pods; ``apart``: the part of it that is not to be on spot machines.
+    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last of their kind for now, and
+    ``late``: those of them that come behind on-demand ones, too; ``one_node``: all its pods on one node; ``volumes``:
+    to which nodes its volumes can be attached; ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a
+    queue until there is room, so none is needed; ``refused``: pools that are not for the gang as a whole;
+    ``ceiling``: nodes that cost more for an hour are not used; ``interval``: seconds between its checkpoints;
+    ``priority``: of its pods; ``apart``: the part of it that is not to be on spot machines.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()

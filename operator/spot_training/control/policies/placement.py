@@ -191,7 +191,9 @@ class _Pass:
         return replace(made, beside=beside, later=later, refused=refused, provisioned=waits)
 
     def _order(self, job: Waiting) -> list[str]:
-        """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
+        """Spot pools before on-demand ones, which only stand in: of either kind first those that are not to be tried
+        last. A pool on which a gang did not become whole has no room, whatever it counts, so it comes behind both.
+        """
         request = job.request
         if request.pools:
             names = list(request.pools)
@@ -202,7 +204,7 @@ class _Pass:
             every = self._supply.pools.keys() - unwanted if unwanted else self._supply.pools
             names = sorted(every, key=lambda name: self._score(job, name))
         if request.last or self._on_demand:
-            names.sort(key=lambda name: (name in request.last, name in self._on_demand))
+            names.sort(key=lambda name: (name in request.late, name in self._on_demand, name in request.last))
         return names
 
     def _score(self, job: Waiting, name: str) -> tuple[bool, float, str]:
