@@ -14,8 +14,14 @@ from spot_training.control.policies.needs import amount, pod_needs
 from spot_training.control.policies.placement import MAX_PROVISIONING, place
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
-from spot_training.control.world import Node, Pool, Reservation
-from tests.unit.control.build import GPU, NOW, node, pool, shape, spec, taint
+from spot_training.control.world import Node, Pool, Requirement, Reservation, Terms
+from tests.unit.control.build import GPU, NOW, node, pool, reclaim, shape, spec, taint
+
+ZONE = "topology.kubernetes.io/zone"
+
+
+def in_zone(key: str, operator: str, *values: str) -> Terms:
+    return ((Requirement(key, operator, values),),)
 
 
 def waiting(
@@ -95,6 +101,32 @@ def test_a_gang_that_would_never_fit_holds_nothing() -> None:
     assert pools_of(made) == {"huge": None, "small": "a"}
     assert made["huge"].reason == "GangTooLarge"
     assert "room for 2, and for 2 if the nodes were empty" in made["huge"].message
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"ready": False, "taints": (taint("node.kubernetes.io/unreachable", effect="NoExecute"),)},
+        {"schedulable": False, "taints": (taint("node.kubernetes.io/unschedulable"),)},
+        {"notice": reclaim(), "taints": (taint("spot.training/reclaim", value="terminate"),)},
+        {"notice": reclaim(None), "taints": (taint("karpenter.sh/disrupted"),)},
+        {"taints": (taint("node.kubernetes.io/disk-pressure"),)},
+    ],
+)
+def test_a_gang_is_not_too_large_for_a_pool_of_which_a_node_is_out_for_now(state: dict[str, Any]) -> None:
+    supply = Supply.of([node("a0"), node("a1", **state)], [pool("a")])
+    made = decide(waiting("gang", 2, age=9), waiting("small"), supply=supply)
+    assert made["gang"].reason == "NoCapacity"
+    assert made["small"].pool == "a", "nobody knows when the other node is back"
+    out = "1 of its nodes are not ready, cordoned or have a notice" in made["gang"].message
+    assert out is (len(state) > 1), made["gang"].message
+    assert decide(waiting("three", 3), supply=supply)["three"].reason == "GangTooLarge"
+
+
+def test_a_node_that_is_out_and_would_never_take_the_gang_does_not_count() -> None:
+    other = node("a1", ready=False, taints=(taint("others"), taint("node.kubernetes.io/not-ready")))
+    supply = Supply.of([node("a0"), other], [pool("a")])
+    assert decide(waiting("gang", 2), supply=supply)["gang"].reason == "GangTooLarge"
 
 
 def test_what_ordinary_pods_use_is_not_waited_for() -> None:

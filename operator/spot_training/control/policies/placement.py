@@ -23,7 +23,7 @@ from spot_training.api.times import format_second
 from spot_training.control.ledger import Ledger
 from spot_training.control.policies.affinity import describe
 from spot_training.control.policies.demand import Apart, Choice, Key, Request, Verdict, Waiting
-from spot_training.control.policies.fitting import room
+from spot_training.control.policies.fitting import usable
 from spot_training.control.policies.interruptions import breaker_until, interruption_rate
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
@@ -304,9 +304,12 @@ class _Pass:
                 f"{slots}"
             )
         if fit.ever < pods:
-            most = sum(room(members[node].capacity, job.shape) for node in self._fitting(job.shape, name))
+            most = supply.whole(name, job.shape)
             if most < pods:
                 return Verdict("GangTooLarge", f"{text}, and for {most} if the nodes were empty")
+            out = sum(not usable(node) for node in members.values())
+            if out:
+                text += f"; {out} of its nodes are not ready, cordoned or have a notice"
         return Verdict("NoCapacity", text)
 
     def _fitting(self, shape: Shape, name: str) -> list[str]:
