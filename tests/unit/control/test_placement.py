@@ -199,6 +199,34 @@ def test_selectors_and_tolerations(template: dict[str, Any], fits: bool) -> None
     assert (decide(waiting("job", template=template), supply=supply)["job"].pool is not None) is fits
 
 
+@pytest.mark.parametrize(
+    ("operator", "value", "of_taint", "fits"),
+    [
+        ("Lt", "5", "3", True),
+        ("Lt", "5", "5", False),
+        ("Lt", "5", "7", False),
+        ("Gt", "5", "7", True),
+        ("Gt", "5", "5", False),
+        ("Gt", "-5", "-3", True),
+        ("Lt", "5", "low", False),
+        ("Gt", "", "7", False),
+        ("Equal", "5", "5", True),
+        (None, "5", "5", True),
+        (None, "5", "7", False),
+    ],
+)
+@pytest.mark.parametrize("of_pool", [True, False])
+def test_tolerations_that_compare_numbers(
+    operator: str | None, value: str, of_taint: str, fits: bool, of_pool: bool
+) -> None:
+    toleration = {"key": "failures", "operator": operator, "value": value, "effect": "NoSchedule"}
+    said = [{key: each for key, each in toleration.items() if each is not None}]
+    made = pool("a", tolerations=said) if of_pool else pool("a")
+    template = {} if of_pool else {"tolerations": said}
+    supply = Supply.of([node("a0", taints=(taint("failures", value=of_taint),))], [made])
+    assert (decide(waiting("job", template=template), supply=supply)["job"].pool is not None) is fits
+
+
 def test_required_node_affinity() -> None:
     def affinity(operator: str, *values: str) -> dict[str, Any]:
         term = {"matchExpressions": [{"key": "zone", "operator": operator, "values": list(values)}]}

@@ -118,6 +118,17 @@ def _tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:
         if effect not in ("", taint.effect):
             continue
         exists = operator == "Exists"
-        if (not key and exists) or (key == taint.key and (exists or value == taint.value)):
+        if (not key and exists) or (key == taint.key and (exists or _covers(operator, value, taint.value))):
             return True
     return False
+
+
+def _covers(operator: str, value: str, of_taint: str) -> bool:
+    """``Lt``: the taint's number is less than the toleration's; ``Gt``: greater (Kubernetes: KEP-5471)."""
+    if operator not in ("Lt", "Gt"):
+        return value == of_taint
+    try:
+        found, bound = int(of_taint), int(value)
+    except ValueError:
+        return False
+    return found < bound if operator == "Lt" else found > bound
