@@ -275,6 +275,11 @@ class Shape:
         """What decides which nodes take it, apart from room."""
         return self.selector, self.affinity, self.tolerations, self.volumes, self.ceiling
 
+    @property
+    def confined(self) -> bool:
+        """Whether labels decide which nodes take it."""
+        return bool(self.selector or self.affinity or self.volumes)
+
     def need(self, resource: str) -> int:
         """How much a pod asks of that resource."""
         return next((amount for name, amount in self.needs if name == resource), 0)

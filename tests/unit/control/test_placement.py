@@ -351,6 +351,79 @@ def test_refused_pools_are_passed_over_with_their_reason() -> None:
     assert (made.pool, made.message) == ("b", "a: avoided until noon: no driver")
 
 
+# Pools whose nodes can never suit
+
+
+def zonal(name: str, **fields: Any) -> Pool:
+    return pool(name, nodeSelector={ZONE: name}, **fields)
+
+
+def required(*terms: dict[str, Any]) -> dict[str, Any]:
+    said = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": list(terms)}}
+    return {"affinity": {"nodeAffinity": said}}
+
+
+@pytest.mark.parametrize("provisioning", ["Static", "Autoscaled"])
+@pytest.mark.parametrize("queued", [False, True])
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"volumes": (in_zone(ZONE, "In", "zb"),)}, f"attached only where {ZONE} In [zb]"),
+        (
+            {"volumes": (in_zone("topology.gke.io/zone", "In", "zb"),)},
+            "topology.gke.io/zone: za, and the job's volumes",
+        ),
+        ({"volumes": (in_zone(ZONE, "NotIn", "za"),)}, f"{ZONE} NotIn [za]"),
+        (
+            {"template": {"nodeSelector": {ZONE: "zb"}}},
+            f"its nodeSelector asks for {ZONE}: za, and the template's for {ZONE}: zb",
+        ),
+        (
+            {"template": required({"matchExpressions": [{"key": ZONE, "operator": "DoesNotExist"}]}, {})},
+            f"the template's nodeAffinity asks for {ZONE} DoesNotExist",
+        ),
+    ],
+)
+def test_a_pool_that_contradicts_the_job_is_refused_and_another_taken(
+    provisioning: str, queued: bool, fields: dict[str, Any], says: str
+) -> None:
+    pools = [zonal("za", provisioning=provisioning), zonal("zb", provisioning=provisioning)]
+    labelled = [node(name, labels={ZONE: name, "topology.gke.io/zone": name}) for name in ("za", "zb")]
+    supply = Supply.of(labelled if provisioning == "Static" else [], pools)
+    fields = fields | {"queued": queued}
+    made = decide(waiting("job", pools=["za"], **fields), supply=supply)["job"]
+    assert (made.pool, made.reason) == (None, "SelectorConflict")
+    assert says in made.message
+    if "DoesNotExist" not in says:
+        either = decide(waiting("job", pools=["za", "zb"], **fields), supply=supply)["job"]
+        assert (either.pool, [each.reason for each in either.refused.values()]) == (
+            "zb",
+            ["SelectorConflict"],
+        )
+
+
+def test_what_the_pools_selector_does_not_say_may_be_anything() -> None:
+    supply = Supply.of([], [pool("a", provisioning="Autoscaled")])
+    for fields in (
+        {"volumes": (in_zone(ZONE, "In", "zb"),)},
+        {"template": {"nodeSelector": {ZONE: "zb"}}},
+        {"volumes": ((*in_zone(ZONE, "In", "zb"), *in_zone("pool", "In", "b")),)},
+        {
+            "template": required(
+                {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["n"]}]}
+            )
+        },
+    ):
+        made = decide(waiting("job", **fields), supply=supply)["job"]
+        assert made.pool == "a", (fields, made.message)
+
+
+def test_the_templates_own_selector_may_contradict_its_volumes_in_any_pool() -> None:
+    supply = Supply.of([], [pool("a", provisioning="Autoscaled")])
+    made = waiting("job", template={"nodeSelector": {ZONE: "zb"}}, volumes=(in_zone(ZONE, "In", "za"),))
+    assert decide(made, supply=supply)["job"].reason == "SelectorConflict"
+
+
 # Autoscaled pools
 
 

@@ -24,6 +24,7 @@ REASONS: Final = (
     "TooDear",
     "NoPrice",
     "GangTooLarge",
+    "SelectorConflict",
     "OnDemandNotAllowed",
     "PoolNotFound",
 )

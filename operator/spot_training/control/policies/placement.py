@@ -21,7 +21,7 @@ from typing import Final
 
 from spot_training.api.times import format_second
 from spot_training.control.ledger import Ledger
-from spot_training.control.policies.affinity import describe
+from spot_training.control.policies.affinity import contradiction, describe
 from spot_training.control.policies.demand import Apart, Choice, Key, Request, Verdict, Waiting
 from spot_training.control.policies.fitting import usable
 from spot_training.control.policies.interruptions import breaker_until, interruption_rate
@@ -69,6 +69,7 @@ class _Pass:
         self._breakers = {name: breaker_until(pool, now) for name, pool in supply.pools.items()}
         self._rates = {name: interruption_rate(pool.status, now) for name, pool in supply.pools.items()}
         self._shortages: dict[tuple[str, Shape, int], tuple[int, Verdict]] = {}
+        self._conflicts: dict[tuple[str, Shape], str] = {}
         self._frees: dict[tuple[object, ...], tuple[int, tuple[int, int]]] = {}
         self._prices = {name: self._price(name) for name in supply.pools}
         self._on_demand = {
@@ -101,7 +102,7 @@ class _Pass:
             return self._add(job, made, beside, provisioned, avoid)
 
         for place, name in enumerate(order):
-            verdict = self._barred(job.request, name, wakes)
+            verdict = self._barred(job, job.request, name, wakes)
             if verdict is None and job.request.queued:
                 return with_beside(Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], "")))
             verdict = verdict or self._short(job, name, self._pods(job, name), avoid)
@@ -140,7 +141,7 @@ class _Pass:
         for name in names:
             if name in self._supply.pools and name not in self._on_demand:
                 continue
-            verdict = self._barred(request, name, wakes)
+            verdict = self._barred(job, request, name, wakes)
             if verdict is None and not request.queued:
                 verdict = self._short(job, name, apart.pods, avoid)
             if verdict is None:
@@ -166,7 +167,7 @@ class _Pass:
         for name in self._order(job):
             verdict = None
             if name not in self._on_demand and name not in refused:
-                verdict = self._barred(job.request, name, wakes)
+                verdict = self._barred(job, job.request, name, wakes)
                 if verdict is None and not job.request.queued:
                     verdict = self._short(job, name, self._pods(job, name), avoid)
             if verdict is not None:
@@ -235,11 +236,18 @@ class _Pass:
         why = "it has no room now: its pods are made for the autoscaler to see"
         return Choice(job.request, name, refused, later, why=why, provisioned=True)
 
-    def _barred(self, request: Request, name: str, wakes: list[float]) -> Verdict | None:
+    def _barred(self, job: Waiting, request: Request, name: str, wakes: list[float]) -> Verdict | None:
         """Why the pool is not tried at all, however much is free there."""
         pool = self._supply.pools.get(name)
         if pool is None:
             return Verdict("PoolNotFound", "no such SpotPool; create it or mend spec.pools")
+        if job.shape.confined:
+            memo = name, job.shape
+            conflict = self._conflicts.get(memo)
+            if conflict is None:
+                conflict = self._conflicts[memo] = contradiction(pool.spec.node_selector, job.shape)
+            if conflict:
+                return Verdict("SelectorConflict", conflict)
         said = request.refused.get(name)
         if said is not None:
             return Verdict(*said)
@@ -340,7 +348,7 @@ class _Pass:
             # All were looked at for their score: say what it was, or why there is none.
             later = {}
             for other in rest:
-                verdict = self._barred(job.request, other, wakes)
+                verdict = self._barred(job, job.request, other, wakes)
                 verdict = verdict or self._short(job, other, self._pods(job, other), avoid)
                 if verdict is not None:
                     refused[other] = verdict
