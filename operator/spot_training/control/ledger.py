@@ -49,9 +49,9 @@ class Ledger:
         self._held: dict[str, Shape] = {}
         self.changes: dict[str, int] = defaultdict(int)
         """By pool, how often what is left there has changed."""
-        for each in sorted(reservations, key=lambda each: (not each.node, *_hardest(each))):
-            if each.pool in supply.pools:
-                self.take(each.pool, each.shape, each.pods, node=each.node)
+        known = [each for each in reservations if each.pool in supply.pools]
+        for each in sorted(known, key=self._hardest):
+            self.take(each.pool, each.shape, each.pods, each.avoid, node=each.node)
 
     def slots(self, pool: str, shape: Shape, avoid: Set[str] = frozenset()) -> int:
         """How many pods of the shape fit into the pool, on other nodes than those."""
@@ -171,7 +171,8 @@ class Ledger:
                 if found.fullest is not None and name in found.base.spots and found.at(name) > 0:
                     heapq.heappush(found.fullest, (left, name))
 
-
-def _hardest(each: Reservation) -> tuple[int, str, tuple[tuple[str, int], ...], int]:
-    gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
-    return -gpus, each.pool, each.shape.needs, each.pods
+    def _hardest(self, each: Reservation) -> tuple[object, ...]:
+        """What makes it come before others: its one node, its GPUs, the few nodes that take it."""
+        gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
+        takes = self._supply.fit(each.pool, each.shape).attachable - len(each.avoid)
+        return not each.node, -gpus, each.pool, takes, each.shape.needs, each.pods

@@ -287,12 +287,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
+    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known;
+    ``avoid``: names of nodes that they keep off; ``awaited``: the pool's autoscaler has to bring nodes for it.
+    """
 
     pool: str
     shape: Shape
     pods: int
     node: str = ""
+    avoid: frozenset[str] = frozenset()
+    awaited: bool = False
 
 
 class Ask(Enum):

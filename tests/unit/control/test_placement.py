@@ -11,7 +11,7 @@ from spot_training.api.times import format_second
 from spot_training.control.policies.demand import Choice, Key, Request, Waiting
 from spot_training.control.policies.fitting import room, room_beside, shape_of
 from spot_training.control.policies.needs import amount, pod_needs
-from spot_training.control.policies.placement import MAX_PROVISIONING, place
+from spot_training.control.policies.placement import place
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
 from spot_training.control.world import Node, Pool, Requirement, Reservation, Terms
@@ -160,6 +160,45 @@ def test_reservations_of_attempts_that_start_are_taken() -> None:
     held = (Reservation("a", shape(4), 1),)
     assert pools_of(decide(waiting("gang", 2), supply=supply, reservations=held)) == {"gang": None}
     assert pools_of(decide(waiting("one"), supply=supply, reservations=held)) == {"one": "a"}
+
+
+def in_zone_b(**fields: Any) -> Waiting:
+    return waiting("zonal", volumes=(in_zone(ZONE, "In", "b"),), **fields)
+
+
+def test_what_is_reserved_is_where_its_volumes_are() -> None:
+    zones = [
+        node("x0", "a", labels={"pool": "a", ZONE: "x"}),
+        node("y0", "a", labels={"pool": "a", ZONE: "b"}),
+    ]
+    supply, held = Supply.of(zones, [pool("a")]), Reservation("a", in_zone_b().shape, 1)
+    made = decide(in_zone_b(), waiting("other"), supply=supply, reservations=(held,))
+    assert pools_of(made) == {"zonal": None, "other": "a"}
+    anywhere = Reservation("a", shape(4), 1)
+    full = decide(waiting("other"), supply=supply, reservations=(anywhere, held))
+    assert pools_of(full) == {"other": None}, "what can be anywhere leaves the zone to what cannot"
+
+
+def test_what_is_reserved_is_on_no_node_that_it_keeps_off() -> None:
+    supply, held = Supply.of(nodes(2), [pool("a")]), Reservation("a", shape(4), 1, avoid=frozenset({"a0"}))
+    made = decide(waiting("job", avoid=frozenset({"a1"})), supply=supply, reservations=(held,))["job"]
+    assert (made.pool, made.anywhere) == ("a", False), "a0 is free"
+    other = waiting("job", avoid=frozenset({"a0"}))
+    assert decide(other, supply=supply, reservations=(held,))["job"].anywhere, "a1 is not"
+
+
+def test_the_nodes_that_were_counted_on_are_told_those_with_least_room_first() -> None:
+    supply = Supply.of([node(f"a{number}", gpus=8) for number in range(3)], [pool("a")])
+    supply.use("a2", {GPU: 4}, training=True)
+    jobs = [waiting("four", age=3), waiting("eight", gpus=8, age=2), waiting("two", 2, age=1)]
+    made = decide(*jobs, supply=supply)
+    assert {name: choice.laid for name, choice in made.items()} == {
+        "four": ("a2",),
+        "eight": ("a0",),
+        "two": ("a1",),
+    }
+    wide = decide(waiting("wide", 5), supply=supply)["wide"]
+    assert wide.laid == ("a2", "a0", "a1")
 
 
 def test_fragments_are_no_room() -> None:
@@ -430,7 +469,7 @@ def test_the_templates_own_selector_may_contradict_its_volumes_in_any_pool() -> 
 def test_an_autoscaled_pool_needs_no_free_node() -> None:
     supply = Supply.of([], [pool("a", provisioning="Autoscaled")])
     made = decide(waiting("job", 8), supply=supply)["job"]
-    assert (made.pool, made.provisioned) == ("a", True)
+    assert (made.pool, made.provisioned, made.laid) == ("a", ("a",), ())
     assert "made for the autoscaler to see" in made.chosen
 
 
@@ -442,16 +481,24 @@ def test_room_that_is_there_comes_before_nodes_that_must_be_made() -> None:
     supply = Supply.of(nodes(1, "b"), pools)
     assert decide(waiting("job"), supply=supply)["job"].pool == "b"
     listed = decide(waiting("job", pools=["a", "b"]), supply=supply)["job"]
-    assert (listed.pool, listed.provisioned) == ("a", True), "the user's order is the user's"
+    assert (listed.pool, listed.provisioned) == ("a", ("a",)), "the user's order is the user's"
 
 
 def test_so_many_gangs_wait_for_an_autoscaler_and_no_more() -> None:
-    supply = Supply.of(nodes(1, "b"), [pool("a", provisioning="Autoscaled"), pool("b")])
     jobs = [waiting(f"j{number}", pools=["a", "b"], age=9 - number) for number in range(6)]
-    made = decide(*jobs, supply=supply, provisioning={"a": 1})
-    assert [made[f"j{number}"].pool for number in range(6)] == ["a", "a", "a", "b", None, None]
-    assert MAX_PROVISIONING == 4
-    assert "4 gangs wait for nodes of its autoscaler already" in made["j5"].message
+    for fields, most in (({}, 4), ({"maxProvisioningGangs": 2}, 2)):
+        pools = [pool("a", provisioning="Autoscaled", **fields), pool("b")]
+        made = decide(*jobs, supply=Supply.of(nodes(1, "b"), pools), provisioning={"a": 1})
+        chosen = ["a"] * (most - 1) + ["b"]
+        assert [made[f"j{number}"].pool for number in range(6)] == chosen + [None] * (6 - most)
+        assert f"{most} gangs wait for nodes of its autoscaler already" in made["j5"].message
+
+
+def test_gangs_that_start_on_free_nodes_wait_for_no_autoscaler() -> None:
+    supply = Supply.of(nodes(5), [pool("a", provisioning="Autoscaled", maxProvisioningGangs=1)])
+    made = decide(*(waiting(f"j{number}", age=9 - number) for number in range(7)), supply=supply)
+    assert [made[f"j{number}"].provisioned for number in range(7)] == [()] * 5 + [("a",), ()]
+    assert made["j6"].pool is None
 
 
 # Whatever comes

@@ -128,9 +128,9 @@ class Choice:
 
     ``pool``: None: it waits. ``beside``: the on-demand pool for the part that goes apart. ``refused``: of each pool
     that was tried why it was not chosen, in the order of trying; ``later``: pools that would have come after the
-    chosen one; ``node``: the one node for all pods, where the gang needs one; ``provisioned``: an autoscaler has to
-    make nodes for it; ``anywhere``: also on nodes that it wanted to keep off; ``wake_at``: when time alone may change
-    the decision.
+    chosen one; ``node``: the one node for all pods, where the gang needs one; ``laid``: the nodes whose room was
+    counted on, those with least of it first; ``provisioned``: pools whose autoscaler has to make nodes for it;
+    ``anywhere``: also on nodes that it wanted to keep off; ``wake_at``: when time alone may change the decision.
     """
 
     request: Request
@@ -139,8 +139,9 @@ class Choice:
     later: Mapping[str, str] = field(default_factory=dict)
     beside: str = ""
     node: str = ""
+    laid: tuple[str, ...] = ()
     why: str = ""
-    provisioned: bool = False
+    provisioned: tuple[str, ...] = ()
     anywhere: bool = False
     wake_at: float | None = None
 

@@ -29,9 +29,6 @@ from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
 from spot_training.control.world import Reservation, Shape
 
-MAX_PROVISIONING: Final = 4
-"""Gangs that wait at a time for an autoscaler to bring one pool nodes: more would only ask for the same machines."""
-
 LACKS: Final = ("NoCapacity", "HeldForAnother", "GangTooLarge")
 """Reasons that an autoscaler may mend."""
 
@@ -181,15 +178,17 @@ class _Pass:
         apart = job.request.apart
         if apart is None or made.pool in self._on_demand:
             return made
+        laid: list[str] = []
         if provisioned:
             self._provisioning[beside] = self._provisioning.get(beside, 0) + 1
         elif not job.request.queued:
-            self._ledger.take(beside, job.shape, apart.pods, avoid)
+            laid = self._ledger.take(beside, job.shape, apart.pods, avoid)
         # What is said of it as a pool for the whole gang is of no interest now.
         later = {name: why for name, why in made.later.items() if name != beside}
         refused = {name: verdict for name, verdict in made.refused.items() if name != beside}
-        waits = made.provisioned or provisioned
-        return replace(made, beside=beside, later=later, refused=refused, provisioned=waits)
+        waits = (*made.provisioned, beside) if provisioned else made.provisioned
+        laid = [*made.laid, *laid]
+        return replace(made, beside=beside, later=later, refused=refused, laid=tuple(laid), provisioned=waits)
 
     def _order(self, job: Waiting) -> list[str]:
         """Spot pools before on-demand ones, which only stand in: of either kind first those that are not to be tried
@@ -227,14 +226,14 @@ class _Pass:
         return self._supply.pools[name].spec.provisioning == "Autoscaled"
 
     def _is_busy(self, name: str) -> bool:
-        return self._provisioning.get(name, 0) >= MAX_PROVISIONING
+        return self._provisioning.get(name, 0) >= self._supply.pools[name].spec.max_provisioning_gangs
 
     def _make(
         self, job: Waiting, name: str, refused: Mapping[str, Verdict], later: Mapping[str, str]
     ) -> Choice:
         self._provisioning[name] = self._provisioning.get(name, 0) + 1
         why = "it has no room now: its pods are made for the autoscaler to see"
-        return Choice(job.request, name, refused, later, why=why, provisioned=True)
+        return Choice(job.request, name, refused, later, why=why, provisioned=(name,))
 
     def _barred(self, job: Waiting, request: Request, name: str, wakes: list[float]) -> Verdict | None:
         """Why the pool is not tried at all, however much is free there."""
@@ -265,7 +264,8 @@ class _Pass:
         if slots >= pods:
             return None
         if self._autoscaled(name) and self._is_busy(name):
-            text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
+            waits = self._provisioning[name]
+            text = f"{waits} gangs wait for nodes of its autoscaler already (maxProvisioningGangs)"
             return Verdict("NoCapacity", text, pods)
         if avoid:
             return replace(self._shortage(job, name, pods, slots, avoid), pods=pods)
@@ -357,7 +357,7 @@ class _Pass:
             why = f"score {self._score(job, name)[1]:.4g}"
         laid = self._ledger.take(name, job.shape, self._pods(job, name), avoid)
         node = laid[0] if job.request.one_node and laid else ""
-        return Choice(job.request, name, refused, later, node=node, why=why)
+        return Choice(job.request, name, refused, later, node=node, laid=tuple(laid), why=why)
 
     def _hold(self, job: Waiting, refused: Mapping[str, Verdict]) -> None:
         """Keep what is free in one pool for the job, where it is the first that waits there."""
