@@ -74,7 +74,9 @@ def test_a_gang_that_lacks_room_for_its_part_holds_it() -> None:
     supply.use("b1", {GPU: 1}, training=True)
     made = decide(gang(age=9), waiting("small", gpus=3, pools=["b"]), supply=supply)
     assert made["gang"].pool is None
-    assert made["small"].pool == "b", "it fits beside nothing that the gang could have"
+    assert made["small"].reason == "HeldForAnother", "b1 lacks one GPU for the part"
+    tiny = decide(gang(age=9), waiting("tiny", gpus=1, pools=["b"]), supply=supply)["tiny"]
+    assert tiny.laid == ("b0",)
     supply.use("b1", {GPU: 1}, -1, training=True)
     supply.use("a0", {GPU: 4}, training=True)
     made = decide(gang(age=9), waiting("young", gpus=4, pools=["a"]), supply=supply)

@@ -1,5 +1,7 @@
 """Who gets what, where, and why not: one decision for all jobs that wait."""
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -92,7 +94,109 @@ def test_beside_the_gang_that_waits_there_may_be_room_that_is_none_for_it() -> N
     made = decide(
         waiting("gang", 2, age=9), *(waiting(f"s{n}", gpus=1, age=n) for n in range(3)), supply=supply
     )
-    assert pools_of(made) == {"gang": None, "s2": "a", "s1": "a", "s0": None}, "one on a0, one on `small`"
+    assert pools_of(made) == {"gang": None, "s2": "a", "s1": None, "s0": None}, (
+        "on `small`; a0 is to get empty"
+    )
+
+
+def rounds(supply: Supply, big: Waiting, small: dict[str, str], most: int, lives: Iterator[int]) -> int:
+    """In which round the big one is placed, where in each a small job of one pod comes, and the oldest small ones end.
+
+    `small`: where the small ones are, each on a GPU; `lives`: for how many rounds each that comes runs. As the
+    scheduler would, each goes to the node that was counted on.
+    """
+    due = {name: number + 1 for number, name in enumerate(small)}
+    for number in range(1, most + 1):
+        for name in [name for name, end in due.items() if end == number]:
+            supply.use(small.pop(name), {GPU: 1}, -1, training=True)
+            del due[name]
+        comes = waiting(f"s{number}", gpus=1, age=-number)
+        made = decide(big, comes, supply=supply)
+        if made[big.key[1]].pool is not None:
+            return number
+        if made[f"s{number}"].pool is not None:
+            (on,) = made[f"s{number}"].laid
+            small[f"s{number}"], due[f"s{number}"] = on, number + next(lives)
+            supply.use(on, {GPU: 1}, training=True)
+    raise AssertionError(f"{big.key} still waits after {most} rounds; small jobs: {small}")
+
+
+def full_of_small_jobs(nodes: int, gpus: int) -> tuple[Supply, dict[str, str]]:
+    supply = Supply.of([node(f"a{number}", gpus=gpus) for number in range(nodes)], [pool("a")])
+    small = {f"first{number}": f"a{number % nodes}" for number in range(nodes * gpus)}
+    for on in small.values():
+        supply.use(on, {GPU: 1}, training=True)
+    return supply, small
+
+
+@pytest.mark.parametrize(("nodes", "replicas"), [(1, 1), (2, 2), (5, 2)])
+@pytest.mark.parametrize("priority", [0, 1000])
+def test_a_gang_that_needs_whole_nodes_gets_them_however_many_small_jobs_come(
+    nodes: int, replicas: int, priority: int
+) -> None:
+    supply, small = full_of_small_jobs(nodes, 8)
+    big = waiting("big", replicas, 8, priority=priority, age=99)
+    assert rounds(supply, big, small, 1000, itertools.repeat(8 * nodes)) <= 8 * nodes + 8
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(1, 4),
+    st.lists(st.integers(1, 20), min_size=1, max_size=9),
+    st.sampled_from([(1, 4), (2, 4), (3, 2), (1, 3), (5, 1), (4, 2)]),
+)
+def test_a_gang_that_fits_if_all_training_ends_is_placed_in_the_end(
+    nodes: int, lives: list[int], gang: tuple[int, int]
+) -> None:
+    replicas, gpus = gang
+    supply, small = full_of_small_jobs(nodes, 4)
+    if supply.fit("a", shape(gpus)).ever >= replicas:
+        # Nobody waits longer than for each of the running jobs in turn.
+        rounds(supply, waiting("big", replicas, gpus, age=99), small, 21 * 4 * nodes, itertools.cycle(lives))
+
+
+def test_what_a_waiting_gang_does_not_need_is_not_idle() -> None:
+    """The node that lacks least is kept, its free GPUs too; all others are for whoever comes."""
+    supply, _ = full_of_small_jobs(3, 8)
+    supply.use("a1", {GPU: 2}, -1, training=True)
+    supply.use("a2", {GPU: 1}, -1, training=True)
+    jobs = [waiting(f"s{number}", gpus=1, age=number) for number in range(2)]
+    made = decide(waiting("big", gpus=8, age=9), *jobs, supply=supply)
+    assert [made[name].laid for name in ("big", "s1", "s0")] == [(), ("a2",), ()]
+    assert made["s0"].reason == "HeldForAnother"
+    assert decide(*jobs, supply=supply)["s0"].laid == ("a1",), "once the big one is gone"
+
+
+def test_beside_a_gang_that_needs_half_a_node_the_other_half_is_given_away() -> None:
+    supply = Supply.of([node("a0", gpus=8), node("a1", gpus=8)], [pool("a")])
+    supply.use("a1", {GPU: 8}, training=True)
+    gang, small = waiting("gang", 3, 4, age=9), waiting("small", gpus=2)
+    assert pools_of(decide(gang, small, supply=supply)) == {"gang": None, "small": None}, (
+        "a0 for two, half of a1"
+    )
+    supply.use("a1", {GPU: 2}, -1, training=True)
+    assert pools_of(decide(gang, small, supply=supply)) == {"gang": None, "small": None}, (
+        "that half gets free"
+    )
+    supply.use("a0", {GPU: 1}, training=True)
+    supply.use("a1", {GPU: 4}, -1, training=True)
+    made = decide(gang, small, supply=supply)
+    assert (made["gang"].pool, made["small"].laid) == (None, ("a1",)), "a0 lacks one GPU, a1 has two to spare"
+    supply.use("a0", {GPU: 1}, -1, training=True)
+    made = decide(gang, small, supply=supply)
+    assert (made["gang"].pool, made["small"].laid) == ("a", ("a1",))
+
+
+def test_what_needs_nothing_of_what_is_held_is_not_kept_waiting() -> None:
+    roomy = node("a0", capacity={GPU: 4, "cpu": 8000})
+    supply = Supply.of([roomy], [pool("a")])
+    supply.use("a0", {GPU: 1, "cpu": 1000}, training=True)
+    asks = {"limits": {GPU: 4}, "requests": {"cpu": 4}}
+    big = waiting("big", age=9, template={"containers": [{"name": "m", "image": "i", "resources": asks}]})
+    for cpus, fits in ((3, True), (4, False)):
+        bare = {"name": "m", "image": "i", "resources": {"requests": {"cpu": cpus}}}
+        made = decide(big, waiting("cpus", template={"containers": [bare]}), supply=supply)
+        assert (made["big"].pool, made["cpus"].pool is not None) == (None, fits), cpus
 
 
 def test_a_gang_that_would_never_fit_holds_nothing() -> None:
@@ -321,7 +425,7 @@ def test_room_beside_leaves_the_other_all_its_room(
     free: dict[str, int], mine: int, its: int, cpu: int
 ) -> None:
     one, other = shape(mine, cpu=cpu), shape(its, cpu=2)
-    count = room_beside(free, one, other)
+    count = room_beside(free, one, other, room(free, other))
 
     def after(pods: int) -> dict[str, int]:
         return {key: left - one.need(key) * pods for key, left in free.items()}

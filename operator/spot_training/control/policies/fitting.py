@@ -94,13 +94,19 @@ def room(free: Mapping[str, int], shape: Shape) -> int:
     return MANY if found is None else max(0, found)
 
 
-def room_beside(free: Mapping[str, int], shape: Shape, other: Shape) -> int:
-    """How many pods of the shape fit into what is free so that as many of ``other`` fit afterwards as before."""
-    kept = room(free, other)
-    if kept in (0, MANY):
-        return room(free, shape)
-    left = {resource: amount - other.need(resource) * kept for resource, amount in free.items()}
+def room_beside(free: Mapping[str, int], shape: Shape, other: Shape, pods: int) -> int:
+    """How many pods of the shape fit beside so many of ``other``; none that needs what these still lack."""
+    left = {resource: amount - other.need(resource) * pods for resource, amount in free.items()}
     return room(left, shape)
+
+
+def lack(free: Mapping[str, int], shape: Shape, pods: int) -> float:
+    """How much must become free for so many pods of the shape, in pods: of the resource that is shortest.
+
+    0 where they fit.
+    """
+    short = (pods - free[resource] / each for resource, each in shape.needs if resource in free)
+    return max(0.0, max(short, default=0.0))
 
 
 MANY: Final = 1 << 20

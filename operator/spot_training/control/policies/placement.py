@@ -4,12 +4,13 @@ The jobs are taken in order: priority first (of their PriorityClass), then age. 
 order whose free nodes hold the whole gang, counted node by node after everything that is used, that starting
 attempts will use, and that the jobs before it have just been given.
 
-**No starvation.** The first job in a pool that finds no room there *holds* it: jobs after it are given only what
-leaves the holder as much room as before (beside it on half-full nodes, or on nodes too small for it). So whatever
-becomes free is kept for it until it fits, and it waits for nobody behind it. What that may leave idle is bounded: a
-job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and only
-a job that would fit if all training there ended holds anything; so at most the holder's GPUs less one pod's are idle
-in a pool. Nobody who runs is stopped for a job that waits.
+**No starvation.** The first job in a pool that finds no room there *holds* room for each of its pods: what is free,
+and for the pods that are left, what becomes free on the nodes that lack least of it. Jobs after it are given the other
+nodes, and beside it what it does not need; nothing of what it still lacks on its own nodes, for nobody knows when
+that would be free again. So it waits for those who run, and for nobody behind it. What that may leave idle is bounded:
+a job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and
+only a job that would fit if all training there ended holds anything; so less than the holder's GPUs are idle in a
+pool. Nobody who runs is stopped for a job that waits.
 
 **A gang of which a part goes apart** (:class:`.demand.Apart`) takes a spot pool with room for the rest together with
 an on-demand pool with room for that part, or neither. On-demand pools take it as a whole only where they may stand in.
@@ -375,4 +376,4 @@ class _Pass:
                 best, chosen = (missing, place), name
         if chosen:
             self._holders[chosen] = f"{job.key[0]}/{job.key[1]}"
-            self._ledger.hold(chosen, job.shape)
+            self._ledger.hold(chosen, job.shape, refused[chosen].pods, job.request.avoid)
