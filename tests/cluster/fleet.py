@@ -46,7 +46,10 @@ class Fleet:
             {
                 "apiVersion": "v1",
                 "kind": "Node",
-                "metadata": {"name": name, "labels": {"spot.training/pool": pool}},
+                "metadata": {
+                    "name": name,
+                    "labels": {"spot.training/pool": pool, "kubernetes.io/hostname": name},
+                },
             }
             for name in made
         ]

@@ -36,6 +36,23 @@ def claim(namespace: str, name: str, mode: str = "ReadWriteMany", **metadata: An
     }
 
 
+def volume(namespace: str, name: str) -> Json:
+    """A volume of that name for the claim of that name, with which the scheduler has nothing to wait for."""
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "accessModes": ["ReadWriteMany"],
+            "capacity": {"storage": "1Mi"},
+            "storageClassName": "spot-training-none",
+            "claimRef": {"namespace": namespace, "name": name},
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": "/nonexistent"},
+        },
+    }
+
+
 def quota(namespace: str, **hard: str) -> Json:
     return {
         "apiVersion": "v1",

@@ -121,7 +121,7 @@ STORIES: Final = [
         "no-node-for-the-template",
         lambda p: [
             p.claim("no-node-for-the-template"),
-            _with(p.job("no-node-for-the-template", pools=[]), nodeSelector={"spot.training/pool": "none"}),
+            _with(p.job("no-node-for-the-template", pools=[]), nodeSelector={"disk": "none"}),
         ],
         "NoCapacity",
         # No pool is named, so every spot pool is tried, and no on-demand one.

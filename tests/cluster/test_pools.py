@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.fleet import Fleet, done, fleet
 from tests.cluster.objects import Json, changed, job, kubectl, pool
-from tests.cluster.scene import applied, claim, pods, status, wait_for, wait_reason
+from tests.cluster.scene import applied, claim, pods, status, volume, wait_for, wait_reason
 from tests.kit import jobs
 from tests.kit.install import NAMESPACE
 from tests.kit.kube import get
@@ -194,6 +194,33 @@ def test_free_gpus_and_no_node_with_enough(scene: Scene) -> None:
     scene.pool_says("a", "two GPUs free", lambda s: s.get("gpus") == {"total": 8, "free": 2})
     scene.job("two", "a", gpus=2)
     scene.waits("two", "NoCapacity", "2 free on 2 nodes, room for 0")
+
+
+def test_the_scheduler_leaves_the_large_job_its_node(scene: Scene) -> None:
+    """Two jobs of half a node each and one of a whole node, on two nodes: they fit if the small ones share one."""
+    scene.pool("a", 2, gpus=8)
+    sizes = {"half": 4, "other": 4, "whole": 8}
+    volumes = [f"{scene.name}-{name}" for name in sizes]
+    applied(*(volume(scene.namespace, name) for name in volumes))
+    try:
+        for name, gpus in sizes.items():
+            scene.job(name, "a", gpus=gpus)
+        on = {name: scheduled(scene, name) for name in sizes}
+    finally:
+        kubectl("delete", "pv", *volumes, "--wait=false")
+    assert on["half"] == on["other"] != on["whole"], on
+
+
+def scheduled(scene: Scene, name: str) -> str:
+    """Wait until the scheduler has found a node for the job's pod; which one."""
+    full, found = f"{scene.name}-{name}", [""]
+
+    def look() -> bool:
+        found[0] = next((each["spec"].get("nodeName", "") for each in pods(scene.namespace, full)), "")
+        return bool(found[0])
+
+    wait_for(scene.namespace, full, "is scheduled", look)
+    return found[0]
 
 
 def test_two_gangs_and_room_for_one(scene: Scene) -> None:

@@ -90,6 +90,11 @@ class SpotPoolSpec(Model):
         "made although no node is free, for an autoscaler to see; what is not whole after the job's "
         "provisionTimeoutSeconds is given back.",
     )
+    max_provisioning_gangs: Annotated[int, Field(ge=1, le=1000)] = Field(
+        4,
+        description="Gangs that wait at a time for the autoscaler to bring nodes; the others wait until one has them "
+        "all, or has given up.",
+    )
     headroom: Headroom | None = Field(
         None,
         description="Nodes that are kept warm in an autoscaled pool; what they cost is in no job's bill.",

@@ -25,6 +25,7 @@ was used up, or there was room on spot machines again) are not."""
 
 MAX_COST_ATTEMPTS = 10
 MAX_COST_NODES = 16
+MAX_PREFERRED = 32
 
 
 class AttemptNode(StatusModel):
@@ -116,6 +117,13 @@ class Current(StatusModel):
     avoid: Annotated[list[Word], Field(max_length=32)] = Field(
         [], description="Nodes that its pods keep off, because attempts failed there."
     )
+    preferred: Annotated[list[Word], Field(max_length=MAX_PREFERRED)] = Field(
+        [],
+        description="Nodes whose room was counted on, by their label kubernetes.io/hostname: its pods prefer them.",
+    )
+    provisioned: Annotated[list[Word], Field(max_length=2)] = Field(
+        [], description="Pools whose autoscaler had to bring nodes for it."
+    )
     resume_claim: Word | None = Field(None, description="The claim that SPOT_RESUME_DIR is of.")
     started_at: Time | None = None
     running_at: Time | None = None
@@ -141,6 +149,11 @@ class Current(StatusModel):
     def pool_of(self, index: int) -> str:
         """The pool that the rank's pod is made in."""
         return self.on_demand.pool if self.on_demand is not None and self.is_apart(index) else self.pool
+
+    def terms_in(self, pool: str) -> Terms:
+        """The terms of the ranks whose pods are made in that pool."""
+        apart = self.on_demand
+        return apart.terms if apart is not None and pool == apart.pool else self.terms or Terms()
 
     def terms_of(self, index: int) -> Terms:
         """The rank's terms; those of an attempt that an older version opened say nothing of prices."""

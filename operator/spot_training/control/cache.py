@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
+from spot_training.api.status import Current
+from spot_training.control.claims import volumes_of
 from spot_training.control.index import JobIndex, Key, Reserved
 from spot_training.control.policies.demand import Choice
 from spot_training.control.policies.fitting import PODS, shape_of
+from spot_training.control.policies.price import agreed_ceiling
 from spot_training.control.read import (
     is_ready,
     read_agent,
@@ -155,6 +158,10 @@ class Cache:
         """Jobs that name the claim (its namespace and name), whatever their state."""
         return self._index.with_claim(claim)
 
+    def starting(self) -> list[Key]:
+        """Jobs with an attempt that is neither stopped nor running as a whole yet."""
+        return [job.key for job in self._index.starting.values()]
+
     def waiting(self) -> list[Key]:
         """Jobs that could open an attempt if there were room, oldest first."""
         return self._index.waiting()
@@ -209,9 +216,9 @@ class Cache:
         return self._reserved.all()
 
     def provisioning(self) -> Counter[str]:
-        """By pool, jobs whose attempt has pods that are not bound yet."""
+        """By pool, jobs that wait for nodes that its autoscaler has to bring."""
         self._freshen()
-        return self._reserved.jobs_by_pool()
+        return self._reserved.awaiting()
 
     @property
     def prices(self) -> Mapping[str, Decimal]:
@@ -268,20 +275,43 @@ class Cache:
             return ()
         apart = len(current.on_demand.ranks) if current.on_demand is not None else 0
         missing = dict(zip(current.pools, (job.replicas - apart, apart), strict=False))
+        avoid = frozenset(current.avoid)
         for pod in self.pods_of(job.uid):
             if pod.attempt == current.attempt and (pod.node or pod.ended):
                 missing[current.pool_of(pod.index)] -= 1
         return tuple(
-            Reservation(pool, self.shape_of(job), pods, current.node or "")
+            Reservation(
+                pool,
+                self._opened_shape(job, current, pool),
+                pods,
+                current.node or "",
+                avoid,
+                pool in current.provisioned,
+            )
             for pool, pods in missing.items()
             if pods > 0 and pool in self.pools.items
         )
+
+    def _opened_shape(self, job: Job, current: Current, pool: str) -> Shape:
+        """The shape of the attempt's pods in that pool, with where its volumes and what was agreed let them go.
+
+        A volume that was not looked up yet says nothing; the plan of an attempt that starts has it looked up.
+        """
+        named = volumes_of(self.world(job), job)
+        volumes = tuple(terms for name in named if (terms := self.volumes.get(name)))
+        ceiling = agreed_ceiling(job.spec.max_price_per_node_hour, current.terms_in(pool))
+        return self.shape_of(job, volumes, ceiling=ceiling)
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
         self._index.replace(before, after)
         self._stale.update(job.uid for job in (before, after) if job is not None)
         if after is None and before is not None:
             self._shapes.pop(before.uid, None)
+
+    def put_volume(self, job: Job, name: str, terms: Terms) -> None:
+        """A volume of the job's was looked up: to which nodes it can be attached."""
+        self.volumes[name] = terms
+        self._stale.add(job.uid)
 
     def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
         if before is not None and (after is None or after.volume != before.volume):

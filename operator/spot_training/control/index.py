@@ -6,15 +6,13 @@ here follows from the jobs alone and is kept by :meth:`JobIndex.replace`, which 
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import TypeVar
 
 from spot_training.api import names
-from spot_training.control.world import Job, Reservation, Shape
+from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
-Kind = tuple[str, Shape, str]
-"""The pool, a pod's shape, and the one node of all pods where there is one."""
-
 K = TypeVar("K")
 
 
@@ -106,7 +104,8 @@ class Reserved:
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[Reservation, ...]] = {}
-        self._sums: dict[Kind, int] = {}
+        self._sums: dict[Reservation, int] = {}
+        """Pods of each kind; of the key all counts but its own number of pods."""
 
     def put(self, uid: str, made: tuple[Reservation, ...]) -> bool:
         """The job with that UID reserves this now; whether that is another than before."""
@@ -121,14 +120,14 @@ class Reserved:
 
     def all(self) -> tuple[Reservation, ...]:
         """What is reserved, one for each kind."""
-        return tuple(Reservation(pool, shape, pods, node) for (pool, shape, node), pods in self._sums.items())
+        return tuple(replace(kind, pods=pods) for kind, pods in self._sums.items())
 
-    def jobs_by_pool(self) -> Counter[str]:
-        """How many jobs reserve something, by pool."""
-        return Counter(each.pool for made in self._made.values() for each in made)
+    def awaiting(self) -> Counter[str]:
+        """How many jobs wait for nodes that an autoscaler has to bring, by pool."""
+        return Counter(each.pool for made in self._made.values() for each in made if each.awaited)
 
     def _count(self, made: Reservation, pods: int) -> None:
-        kind = made.pool, made.shape, made.node
+        kind = replace(made, pods=0)
         self._sums[kind] = self._sums.get(kind, 0) + pods
         if not self._sums[kind]:
             del self._sums[kind]

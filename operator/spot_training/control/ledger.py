@@ -8,7 +8,7 @@ import heapq
 from collections import defaultdict
 from collections.abc import Iterable, Set
 
-from spot_training.control.policies.fitting import room, room_beside
+from spot_training.control.policies.fitting import lack, room, room_beside
 from spot_training.control.supply import Fit, Supply
 from spot_training.control.world import Reservation, Shape
 
@@ -46,12 +46,14 @@ class Ledger:
         self._counted: dict[str, dict[Shape, _Counted]] = defaultdict(dict)
         self._taken: dict[str, dict[str, int]] = {}
         self._touched: dict[str, dict[str, None]] = defaultdict(dict)
-        self._held: dict[str, Shape] = {}
+        self._held: set[str] = set()
+        self._kept: dict[str, list[tuple[Shape, int]]] = {}
+        self._kept_in: dict[str, set[str]] = defaultdict(set)
         self.changes: dict[str, int] = defaultdict(int)
         """By pool, how often what is left there has changed."""
-        for each in sorted(reservations, key=lambda each: (not each.node, *_hardest(each))):
-            if each.pool in supply.pools:
-                self.take(each.pool, each.shape, each.pods, node=each.node)
+        known = [each for each in reservations if each.pool in supply.pools]
+        for each in sorted(known, key=self._hardest):
+            self.take(each.pool, each.shape, each.pods, each.avoid, node=each.node)
 
     def slots(self, pool: str, shape: Shape, avoid: Set[str] = frozenset()) -> int:
         """How many pods of the shape fit into the pool, on other nodes than those."""
@@ -117,19 +119,46 @@ class Ledger:
             used += taken.get(resource, 0)
         return self._supply.nodes[node].capacity.get(resource, 0) - used
 
-    def hold(self, pool: str, shape: Shape) -> None:
-        """From now on nothing is given away in the pool by which fewer pods of that shape would fit there."""
-        if not self.slots(pool, shape):
-            return
-        self._held[pool] = shape
-        near = {pool} | {other for _, other in self._supply.overlaps(pool)}
-        for name in near:
-            self._counted[name].clear()
-            self.changes[name] += 1
-        self._touched[pool] = dict.fromkeys(self._supply.members(pool))
-        for other in near - {pool}:
-            shared = (name for name, with_ in self._supply.overlaps(other) if with_ == pool)
-            self._touched[other].update(dict.fromkeys(shared))
+    def hold(self, pool: str, shape: Shape, pods: int, avoid: Set[str] = frozenset()) -> None:
+        """From now on give away nothing that would let so many pods of the shape wait longer in the pool.
+
+        They are held room for on the nodes that lack least of it, room by room, those to keep off last. What is given
+        away later leaves them that room, where it is free, and takes nothing of what they still lack there.
+        """
+        self._held.add(pool)
+        near = {pool}
+        for name, count in self._soonest(pool, shape, pods, avoid).items():
+            self._kept.setdefault(name, []).append((shape, count))
+            free = self.free(name)
+            for other in self._supply.pools_of(name):
+                near.add(other)
+                self._touched[other][name] = None
+                self._kept_in[other].add(name)
+                for known, found in self._counted[other].items():
+                    self._recount(found, name, known, free)
+        for other in near:
+            self.changes[other] += 1
+
+    def _soonest(self, pool: str, shape: Shape, pods: int, avoid: Set[str]) -> dict[str, int]:
+        """Where so many pods would have room first, by node, if all training there ended.
+
+        Of the rooms held, the one that lacks most can only come to lack less from one decision to the next, whatever
+        is chosen then: nothing is given away that would make another of them lack more. So what is held gets whole.
+        """
+        spots = self._supply.fit(pool, shape).spots
+        frees = {name: self.free(name) for name, spot in spots.items() if spot.ever}
+        rooms = [(name in avoid, lack(free, shape, 1), name, 1) for name, free in frees.items()]
+        heapq.heapify(rooms)
+        made: dict[str, int] = {}
+        while rooms and pods > 0:
+            off, _, name, count = rooms[0]
+            made[name] = count
+            pods -= 1
+            if count < spots[name].ever:
+                heapq.heapreplace(rooms, (off, lack(frees[name], shape, count + 1), name, count + 1))
+            else:
+                heapq.heappop(rooms)
+        return made
 
     def holds(self, pool: str) -> bool:
         """Whether the pool is held for somebody."""
@@ -137,8 +166,12 @@ class Ledger:
 
     def slots_unheld(self, pool: str, shape: Shape) -> int:
         """How many pods of the shape would fit into the pool if nothing were held for anybody."""
-        spots = self._supply.fit(pool, shape).spots
-        return sum(room(self.free(name), shape) for name, spot in spots.items() if spot.slots)
+        found = self._count(pool, shape)
+        kept = (name for name in self._kept_in.get(pool, ()) if name in found.base.spots)
+        more = (
+            room(self.free(name), shape) - found.at(name) for name in kept if found.base.spots[name].slots
+        )
+        return found.slots + sum(more)
 
     def _count(self, pool: str, shape: Shape) -> _Counted:
         known = self._counted[pool].get(shape)
@@ -154,10 +187,8 @@ class Ledger:
             return
         free = left if left is not None else self.free(name)
         slots = room(free, shape)
-        for pool in self._supply.pools_of(name):
-            held = self._held.get(pool)
-            if slots and held is not None and self._supply.fit(pool, held).spots[name].slots:
-                slots = min(slots, room_beside(free, shape, held))
+        for held, pods in self._kept.get(name, ()):
+            slots = min(slots, room_beside(free, shape, held, pods))
         found.put(name, slots)
 
     def _change(self, name: str) -> None:
@@ -171,7 +202,8 @@ class Ledger:
                 if found.fullest is not None and name in found.base.spots and found.at(name) > 0:
                     heapq.heappush(found.fullest, (left, name))
 
-
-def _hardest(each: Reservation) -> tuple[int, str, tuple[tuple[str, int], ...], int]:
-    gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
-    return -gpus, each.pool, each.shape.needs, each.pods
+    def _hardest(self, each: Reservation) -> tuple[object, ...]:
+        """What makes it come before others: its one node, its GPUs, the few nodes that take it."""
+        gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
+        takes = self._supply.fit(each.pool, each.shape).attachable - len(each.avoid)
+        return not each.node, -gpus, each.pool, takes, each.shape.needs, each.pods

@@ -17,6 +17,7 @@ from spot_training.control.policies.budget import (
 from spot_training.control.policies.demand import Choice, Request
 from spot_training.control.policies.price import (
     MAX_AVOIDED,
+    agreed_ceiling,
     ceiling_of,
     dearer_nodes,
     too_dear,
@@ -159,11 +160,7 @@ def limits(job: Job, world: World, index: int, now: float) -> tuple[int | None, 
     pool = world.pools.get(current.pool_of(index)) if current is not None else None
     if current is None or pool is None:
         return None, ()
-    made = current.terms_of(index)
-    ceiling = ceiling_of(job.spec.max_price_per_node_hour)
-    if made.capacity_type == "OnDemand" and made.price is not None:
-        agreed = Decimal(made.price)
-        ceiling = agreed if ceiling is None else min(agreed, ceiling)
+    ceiling = agreed_ceiling(job.spec.max_price_per_node_hour, current.terms_of(index))
     members = world.members.get(pool.name, {}).values()
     return _limit(job, world, index, now), tuple(
         dearer_nodes(members, pool, world.prices, ceiling)[:MAX_AVOIDED]

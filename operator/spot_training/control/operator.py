@@ -156,7 +156,7 @@ class Operator:
         self.jobs.open()
         self.pools.open()
         try:
-            self.placer.expect(self.cache.waiting())
+            self.placer.expect((*self.cache.waiting(), *self.cache.starting()))
             for key in self.cache.jobs.items:
                 self.jobs.add(key)
             for name in self.cache.pools.items:

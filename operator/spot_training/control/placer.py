@@ -102,10 +102,18 @@ class Placer:
     def opening(self, job: Job, choice: Choice) -> None:
         """The job is about to write that it opens an attempt there: set its GPUs aside."""
         waiting = self._waiting.pop(job.key)
+        avoid = frozenset() if choice.anywhere else choice.request.avoid
         self._choices.pop(job.key)
         self._told.pop(job.key, None)
         self._opening[job.key] = tuple(
-            Reservation(pool, waiting.shape, 0 if choice.request.queued else pods, choice.node)
+            Reservation(
+                pool,
+                waiting.shape,
+                0 if choice.request.queued else pods,
+                choice.node,
+                avoid,
+                pool in choice.provisioned,
+            )
             for pool, pods in choice.shares(waiting.pods).items()
         )
 
@@ -165,5 +173,5 @@ class Placer:
 
     def _provisioning(self) -> Counter[str]:
         counted = self._cache.provisioning()
-        counted.update(each.pool for made in self._opening.values() for each in made)
+        counted.update(each.pool for made in self._opening.values() for each in made if each.awaited)
         return counted

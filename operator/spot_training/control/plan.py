@@ -7,12 +7,13 @@ a stale view fails at the write and has done nothing.
 
 from dataclasses import replace
 
-from spot_training.api.status import Current, End
+from spot_training.api.status import MAX_PREFERRED, Current, End
 from spot_training.api.times import format_time
 from spot_training.control import apart, conditions, ondemand, paying, spending
 from spot_training.control.attempt import observe, past_deadline
 from spot_training.control.claims import (
     NEXT_TRY,
+    attachable,
     claim_trouble,
     never_on_one_node,
     resume_trouble,
@@ -20,6 +21,7 @@ from spot_training.control.claims import (
 )
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.fullclaim import note_full, note_tried, release, why_waiting
+from spot_training.control.policies.affinity import HOSTNAME
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS, Choice
 from spot_training.control.setbacks import (
@@ -56,6 +58,9 @@ def plan(job: Job, world: World, now: float) -> Plan:
         spending.note_machines(draft)
         if draft.current.end is not None and not draft.asks:
             _count(draft)
+        elif draft.current.stop is None and draft.current.running_at is None:
+            # What it reserves depends on its volumes, and whoever has just begun to lead knows none.
+            attachable(draft)
     if not draft.asks and draft.status.phase not in ("Succeeded", "Failed"):
         if draft.status.current is None or draft.current.end is not None:
             _next(draft)
@@ -249,6 +254,7 @@ def _place(draft: Draft) -> None:
         wanted,
         refused={**wanted.refused, **shut},
         apart=wanted.apart and replace(wanted.apart, refused={**wanted.apart.refused, **shut}),
+        late=last_pools(draft, "ProvisionTimeout"),
         avoid=frozenset(off),
         interval=job.spec.checkpoint.interval_seconds or USUAL_INTERVAL_SECONDS,
         priority=draft.status.priority,
@@ -296,6 +302,8 @@ def _place(draft: Draft) -> None:
             on_demand=apart.opened(draft, choice),
             queue=job.queue or None,
             avoid=sorted(off),
+            preferred=_preferred(draft, choice),
+            provisioned=list(choice.provisioned),
             resume_claim=source.claim_name if source else None,
         ),
         next_try_at=None,
@@ -308,6 +316,15 @@ def _place(draft: Draft) -> None:
     draft.tell(
         "AttemptStarted", f"Attempt {number} opens on pool {' and '.join(draft.current.pools)}{passed}"
     )
+
+
+def _preferred(draft: Draft, choice: Choice) -> list[str]:
+    """The nodes whose room was counted on, as their labels name them; of many those that had least."""
+    if choice.node:
+        return []
+    nodes = [draft.world.nodes.get(name) for name in choice.laid]
+    hosts = [node.labels.get(HOSTNAME, "") for node in nodes if node is not None]
+    return [host for host in hosts if host][:MAX_PREFERRED]
 
 
 def _say_next_try(draft: Draft, choice: Choice) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from spot_training.api import names
 from spot_training.api.status import Current
 from spot_training.control import kueue
-from spot_training.control.policies.affinity import confine, together
+from spot_training.control.policies.affinity import confine, prefer, together
 from spot_training.control.policies.backoff import fraction
 from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.world import Job, Pool
@@ -154,6 +154,7 @@ def pod(
     if opened is not None:
         kueue.join(metadata, job, opened)
         confine(spec, opened.node or "", [*opened.avoid, *avoid])
+        prefer(spec, opened.preferred)
         if opened.one_node:
             together(spec, {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)})
     spec["volumes"] = [

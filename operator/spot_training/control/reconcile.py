@@ -225,7 +225,7 @@ class Reconciler:
                     raise
                 raw = {}
             affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
-            self._cache.volumes[name] = read_terms(affinity.get("required"))
+            self._cache.put_volume(job, name, read_terms(affinity.get("required")))
 
     async def _leases(self, job: Job) -> dict[str, float]:
         """When the kubelets of the gang's nodes were last heard of."""

@@ -192,12 +192,12 @@ def shut_pools(draft: Draft) -> dict[str, tuple[str, str]]:
     return shut
 
 
-def last_pools(draft: Draft) -> frozenset[str]:
-    """The pools to try last for now; asks to be woken when that changes."""
+def last_pools(draft: Draft, reason: str = "") -> frozenset[str]:
+    """The pools to try last for now, all or those that are for that reason; asks to be woken when that changes."""
     last = [
         each
         for each in draft.status.demoted_pools
-        if not each.avoid and (moment(each.until) or 0.0) > draft.now
+        if not each.avoid and reason in ("", each.reason) and (moment(each.until) or 0.0) > draft.now
     ]
     for each in last:
         draft.wake(moment(each.until))

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Final
 
 from spot_training.control.policies.fate import belongs
-from spot_training.control.policies.fitting import attaches, room, takes
+from spot_training.control.policies.fitting import attaches, room, takes, would_take
 from spot_training.control.policies.price import node_price, pool_price, too_dear
 from spot_training.control.world import Node, Pool, Shape
 
@@ -201,6 +201,15 @@ class Supply:
         for name in found.dirty:
             found.put(name, self._spot(pool, name, shape))
         found.dirty.clear()
+        return found
+
+    def whole(self, pool: str, shape: Shape) -> int:
+        """How many pods of the shape would fit if all the pool's nodes were empty and took pods, as some do not now."""
+        where, found = self.pools[pool], 0
+        for node in self._members[pool].values():
+            dear = too_dear(node_price(node, where, self.prices), shape.ceiling)
+            if not dear and would_take(node, where, shape) and attaches(node, shape):
+                found += room(node.capacity, shape)
         return found
 
     def _spot(self, pool: str, name: str, shape: Shape) -> Spot | None:

@@ -275,6 +275,11 @@ class Shape:
         """What decides which nodes take it, apart from room."""
         return self.selector, self.affinity, self.tolerations, self.volumes, self.ceiling
 
+    @property
+    def confined(self) -> bool:
+        """Whether labels decide which nodes take it."""
+        return bool(self.selector or self.affinity or self.volumes)
+
     def need(self, resource: str) -> int:
         """How much a pod asks of that resource."""
         return next((amount for name, amount in self.needs if name == resource), 0)
@@ -282,12 +287,16 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known."""
+    """Room that an opened attempt will use although its pods are not bound yet; ``node``: where all will, if known;
+    ``avoid``: names of nodes that they keep off; ``awaited``: the pool's autoscaler has to bring nodes for it.
+    """
 
     pool: str
     shape: Shape
     pods: int
     node: str = ""
+    avoid: frozenset[str] = frozenset()
+    awaited: bool = False
 
 
 class Ask(Enum):

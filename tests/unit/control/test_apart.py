@@ -13,7 +13,7 @@ from spot_training.control.observations import charges
 from spot_training.control.policies.budget import LEAD_SECONDS, MARGIN_SECONDS
 from spot_training.control.policies.demand import Apart
 from spot_training.control.policies.fallback import STEADY_SECONDS
-from spot_training.control.policies.placement import MAX_PROVISIONING, place
+from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
 from spot_training.control.world import Claim
 from tests.unit.control.build import GPU, NOW, Scene, pool, reclaim, spec
@@ -74,7 +74,9 @@ def test_a_gang_that_lacks_room_for_its_part_holds_it() -> None:
     supply.use("b1", {GPU: 1}, training=True)
     made = decide(gang(age=9), waiting("small", gpus=3, pools=["b"]), supply=supply)
     assert made["gang"].pool is None
-    assert made["small"].pool == "b", "it fits beside nothing that the gang could have"
+    assert made["small"].reason == "HeldForAnother", "b1 lacks one GPU for the part"
+    tiny = decide(gang(age=9), waiting("tiny", gpus=1, pools=["b"]), supply=supply)["tiny"]
+    assert tiny.laid == ("b0",)
     supply.use("b1", {GPU: 1}, -1, training=True)
     supply.use("a0", {GPU: 4}, training=True)
     made = decide(gang(age=9), waiting("young", gpus=4, pools=["a"]), supply=supply)
@@ -103,9 +105,9 @@ def test_refused_and_missing_on_demand_pools_are_said() -> None:
 def test_an_autoscaler_may_have_to_make_the_node_of_the_part() -> None:
     supply = Supply.of(nodes(2), [pool("a"), on_demand(provisioning="Autoscaled")])
     made = decide(gang(), gang("next", replicas=2, age=-9), supply=supply)
-    assert (made["gang"].pool, made["gang"].beside, made["gang"].provisioned) == ("a", "b", True)
+    assert (made["gang"].pool, made["gang"].beside, made["gang"].provisioned) == ("a", "b", ("b",))
     assert made["next"].pool is None, "the spot nodes are given away all the same"
-    busy = decide(gang(), supply=supply, provisioning={"b": MAX_PROVISIONING})["gang"]
+    busy = decide(gang(), supply=supply, provisioning={"b": 4})["gang"]
     assert busy.pool is None
     assert "b: for rank 0: 4 gangs wait for nodes of its autoscaler already" in busy.message
 
@@ -113,7 +115,7 @@ def test_an_autoscaler_may_have_to_make_the_node_of_the_part() -> None:
 def test_a_gang_that_queues_needs_no_room_and_gets_both_pools() -> None:
     supply = Supply.of([], [pool("a"), on_demand()])
     made = decide(gang(queued=True), supply=supply)["gang"]
-    assert (made.pool, made.beside, made.provisioned) == ("a", "b", False)
+    assert (made.pool, made.beside, made.provisioned) == ("a", "b", ())
 
 
 def test_where_the_whole_may_stand_in_it_does_when_no_spot_pool_has_room() -> None:
@@ -413,6 +415,7 @@ def cache() -> Cache:
         "pool": "a",
         "openedAt": "2026-04-08T05:00:00Z",
         "replicas": 3,
+        "provisioned": ["b"],
         "onDemand": {"ranks": [0], "pool": "b", "terms": {"capacityType": "OnDemand"}},
     }
     raw = raw_job(current=current)
@@ -423,7 +426,7 @@ def cache() -> Cache:
 
 def test_each_part_reserves_in_its_own_pool_until_it_is_bound(cache: Cache) -> None:
     assert {each.pool: each.pods for each in cache.reservations()} == {"a": 2, "b": 1}
-    assert cache.provisioning() == {"a": 1, "b": 1}
+    assert cache.provisioning() == {"b": 1}, "the nodes of a were there"
     raw = raw_pod("job-1-0", "p-0")
     raw["metadata"]["labels"] |= {"spot.training/attempt": "1", "spot.training/index": "0"}
     raw["metadata"]["ownerReferences"][0] |= {"name": "job", "uid": "j-1"}

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spot_training.control.cache import Cache
+from spot_training.control.world import Requirement
 from tests.unit.control.objects import Json, ended_pod, raw_job, raw_node, raw_pod
 
 GPU = "nvidia.com/gpu"
@@ -194,12 +196,34 @@ def test_reservations_of_opened_attempts() -> None:
     made.jobs.put(raw)
     (reserved,) = made.reservations()
     assert (reserved.pool, reserved.shape.need(GPU), reserved.pods) == ("a", 3, 2)
-    assert made.provisioning() == {"a": 1}
     made.put_pod(pod(10))
     assert made.reservations()[0].pods == 1
     gone = pod(12, "p-2", "job-1-1")
     made.remove_pod(gone)
     assert made.reservations() == (), "bound once, and gone before it was ever seen"
+
+
+def test_a_reservation_goes_where_the_attempts_pods_may() -> None:
+    made = cache()
+    claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
+    made.claims.put(claim | {"spec": {"accessModes": ["ReadWriteMany"], "volumeName": "pv"}})
+    terms = {"capacityType": "OnDemand", "price": "3.00"}
+    current = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z", "avoid": ["a9"]}
+    for version, (own, opened, ceiling) in enumerate(
+        [("2.00", {}, "2.00"), ("4.00", terms, "3.00"), ("2.00", terms, "2.00"), (None, terms, "3.00")],
+        start=4,
+    ):
+        raw = raw_job(version=version, current=current | {"terms": opened})
+        if own is not None:
+            raw["spec"]["maxPricePerNodeHour"] = own
+        made.jobs.put(raw)
+        (reserved,) = made.reservations()
+        assert (set(reserved.avoid), reserved.shape.ceiling) == ({"a9"}, Decimal(ceiling))
+    assert reserved.shape.volumes == (), "nobody has looked the volume up"
+    before, zone = made.supply.version, ((Requirement("zone", "In", ("b",)),),)
+    made.put_volume(made.jobs.items["ns", "job"], "pv", zone)
+    assert made.reservations()[0].shape.volumes == (zone,)
+    assert made.supply.version > before, "what was decided without knowing is decided again"
 
 
 def test_reservations_of_the_same_shape_are_one() -> None:
@@ -217,7 +241,18 @@ def test_reservations_of_the_same_shape_are_one() -> None:
         made.jobs.put(raw)
     reserved = made.reservations()
     assert sorted((each.shape.need(GPU), each.pods) for each in reserved) == [(1, 4), (4, 2)]
-    assert made.provisioning() == {"a": 3}
+    assert made.provisioning() == {}, "they start on nodes that are there"
+
+
+def test_who_waits_for_an_autoscaler_waits_until_all_its_pods_are_on_a_node() -> None:
+    made = cache()
+    current = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z", "provisioned": ["a"]}
+    made.jobs.put(raw_job(version=4, current=current))
+    assert made.provisioning() == {"a": 1}
+    made.put_pod(pod(10))
+    assert made.provisioning() == {"a": 1}
+    made.put_pod(pod(11, "p-2", "job-1-1"))
+    assert made.provisioning() == {}
 
 
 NAMES, EVENTS = ["job-1-0", "job-1-1"], ["put", "end", "move", "delete", "again", "late", "bury"]

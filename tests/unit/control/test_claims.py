@@ -171,6 +171,18 @@ def test_a_volume_that_is_everywhere_or_nowhere_yet_restricts_nothing(volume: st
     assert (Ask.VOLUMES in scene.asked) is bool(volume)
 
 
+def test_while_an_attempt_starts_its_volumes_are_known_for_what_it_reserves() -> None:
+    scene = bound(Scene(), "z1")
+    for name in scene.nodes:
+        scene.on_node(name, labels={"pool": name[0], ZONE: "z1"})
+    scene.run()
+    scene.run()
+    assert Ask.VOLUMES in scene.asked, "another operator may lead by now, which knows nothing"
+    scene.change(started_at=scene.now, running=True).run()
+    scene.run()
+    assert Ask.VOLUMES not in scene.asked
+
+
 def test_a_gang_of_one_node_and_a_volume_of_one_zone() -> None:
     scene = gang(pools=["a"])
     scene.claim = Claim("claim", "u", modes=("ReadWriteOnce",), volume="pv-1")

@@ -1,5 +1,6 @@
 """What the cache answers about all jobs at once is what going over all of them would give, whatever came before."""
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -177,7 +178,7 @@ def plain_reservations(cache: Cache) -> Counter[tuple[str, int, str]]:
 
 
 def counted(reservations: tuple[Reservation, ...]) -> Counter[tuple[str, int, str]]:
-    kinds = {(each.pool, each.shape, each.node) for each in reservations}
+    kinds = {dataclasses.replace(each, pods=0) for each in reservations}
     assert len(kinds) == len(reservations)
     assert all(each.pods > 0 for each in reservations), reservations
     return Counter({(each.pool, each.shape.need(GPU), each.node): each.pods for each in reservations})

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from spot_training.api.job import SpotTrainingJobSpec
+from spot_training.api.status import Current
 from spot_training.control import pods as manifests
 from tests.unit.control.build import GPU, NOW, job, pool, spec
 
@@ -191,3 +192,35 @@ def test_whether_the_claim_goes_with_the_job(retain: str, owned: bool) -> None:
     assert claim["metadata"]["name"] == "job-checkpoint"
     assert claim["spec"] == template
     assert ("ownerReferences" in claim["metadata"]) is owned
+
+
+# Where the pod would rather be
+
+
+def opened(**fields: Any) -> Current:
+    return Current.model_validate(
+        {"attempt": 3, "pool": "a", "openedAt": "2026-04-08T05:00:00Z", "replicas": 2, **fields}
+    )
+
+
+def affinity_of(current: Current, template: Json | None = None) -> Json:
+    about = spec(2).to_json()
+    about["template"]["spec"] |= template or {}
+    made = job(SpotTrainingJobSpec.model_validate(about))
+    found: Json = manifests.pod(made, 3, 1, pool("a"), current)["spec"].get("affinity", {})
+    return found
+
+
+def test_a_pod_prefers_the_nodes_that_were_counted_on() -> None:
+    assert affinity_of(opened()) == {}
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["h1", "h2"]}
+    wanted = {"weight": 100, "preference": {"matchExpressions": [here]}}
+    said = "preferredDuringSchedulingIgnoredDuringExecution"
+    assert affinity_of(opened(preferred=["h1", "h2"])) == {"nodeAffinity": {said: [wanted]}}
+    own = {"weight": 7, "preference": {"matchExpressions": [{"key": "zone", "operator": "Exists"}]}}
+    required = {
+        "nodeSelectorTerms": [{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["nvme"]}]}]
+    }
+    theirs = {said: [own], "requiredDuringSchedulingIgnoredDuringExecution": required}
+    made = affinity_of(opened(preferred=["h1", "h2"]), {"affinity": {"nodeAffinity": theirs}})
+    assert made["nodeAffinity"] == theirs | {said: [own, wanted]}

@@ -210,6 +210,33 @@ def test_spot_comes_first_wherever_the_on_demand_pool_stands_in_the_list() -> No
     assert scene.current.pool == "a"
 
 
+@pytest.mark.parametrize("pools", [["a", "b"], []])
+def test_a_spot_pool_that_reclaimed_a_node_and_has_another_comes_before_on_demand_ones(
+    pools: list[str],
+) -> None:
+    scene = fallback(pools=pools, onDemand={"afterSeconds": 0})
+    spot_is_back(scene)
+    running(scene)
+    scene.mark("a1", reclaim()).run().exit(143).run()
+    assert [(each.pool, each.reason) for each in scene.status.demoted_pools] == [("a", "Reclaimed")]
+    assert (scene.current.attempt, scene.current.pool) == (2, "a"), "a2 is free"
+    assert scene.status.fallback is None, "a spot pool has room"
+
+
+def test_a_spot_pool_on_which_a_gang_did_not_become_whole_comes_behind_on_demand_ones() -> None:
+    scene = fallback(onDemand={"afterSeconds": 0}, provisionTimeoutSeconds=300)
+    spot_is_back(scene)
+    scene.run()
+    assert scene.current.pool == "a"
+    scene.run(300)
+    scene.remove(tombstone=True).run()
+    assert [(each.pool, each.reason) for each in scene.status.demoted_pools] == [("a", "ProvisionTimeout")]
+    while scene.current.attempt == 1:
+        assert scene.now < NOW + 900, scene.status
+        scene.run(30)
+    assert scene.current.pool == "b", "what it counts as room is none"
+
+
 def test_without_a_list_of_pools_on_demand_ones_stand_in_too() -> None:
     scene = fallback(pools=[], onDemand={"afterSeconds": 0})
     scene.step()

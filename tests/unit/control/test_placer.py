@@ -1,6 +1,7 @@
 """Jobs that wait are decided together, by one process, and no two have the same GPUs, whatever else is going on."""
 
 import asyncio
+import dataclasses
 from typing import cast
 
 import pytest
@@ -62,6 +63,18 @@ async def test_while_a_job_writes_that_it_opens_its_gpus_are_set_aside() -> None
     setting.job(0, current=opened)
     setting.placer.opened(first)
     assert setting.pool_for(second) is None, "now its status says so"
+
+
+async def test_they_are_set_aside_on_no_node_that_the_job_keeps_off() -> None:
+    setting = Setting(nodes=2, jobs=2)
+    first, second = setting.jobs
+    request = dataclasses.replace(setting.request(first), avoid=frozenset({"a0"}))
+    choice = setting.placer.decide(first, request)
+    assert choice is not None
+    setting.placer.opening(first, choice)
+    made = setting.placer.decide(second, request)
+    assert made is not None
+    assert (made.pool, made.anywhere) == ("a", True), "only a0 is left"
 
 
 async def test_a_write_that_was_refused_gives_them_back() -> None:

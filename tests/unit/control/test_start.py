@@ -411,3 +411,42 @@ def test_older_attempts_pods_are_cleared_but_the_last_ended_one_stays_for_its_lo
         scene.pods["job-1-0"], ended=False, deleting=False, running=True
     )
     assert scene.step() == [DeletePod("job-1-0", "job-1-0-uid")], "a late pod of an older attempt"
+
+
+# Which nodes its pods prefer
+
+
+def labelled(count: int, prefix: str = "a") -> Scene:
+    scene = Scene(spec(count, pools=["a"]))
+    scene.nodes = {
+        f"{prefix}{number}": node(
+            f"{prefix}{number}", labels={"pool": "a", "kubernetes.io/hostname": f"host-{number}"}
+        )
+        for number in range(count)
+    }
+    return scene
+
+
+def test_the_nodes_that_were_counted_on_are_remembered_by_their_label() -> None:
+    scene = labelled(2)
+    scene.nodes["a1"] = node("a1")
+    scene.step()
+    assert (scene.current.preferred, scene.current.provisioned) == (["host-0"], [])
+
+
+def test_of_many_nodes_those_with_least_room_are_remembered() -> None:
+    scene = labelled(40)
+    scene.nodes["a39"] = dataclasses.replace(scene.nodes["a39"], capacity={GPU: 8})
+    scene.nodes["a7"] = dataclasses.replace(scene.nodes["a7"], capacity={GPU: 8})
+    scene.used = {("a7", GPU): 1}
+    scene.step()
+    assert len(scene.current.preferred) == 32
+    assert "host-39" not in scene.current.preferred
+
+
+def test_an_attempt_that_waits_for_an_autoscaler_says_in_which_pool() -> None:
+    scene = labelled(1)
+    scene.edit(replicas=2)
+    scene.pools["a"] = pool("a", provisioning="Autoscaled")
+    scene.step()
+    assert (scene.current.preferred, scene.current.provisioned) == ([], ["a"])

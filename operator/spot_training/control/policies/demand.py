@@ -24,6 +24,7 @@ REASONS: Final = (
     "TooDear",
     "NoPrice",
     "GangTooLarge",
+    "SelectorConflict",
     "OnDemandNotAllowed",
     "PoolNotFound",
 )
@@ -50,17 +51,19 @@ class Apart:
 class Request:
     """What a gang needs.
 
-    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last for now; ``one_node``: all
-    its pods on one node; ``volumes``: to which nodes its volumes can be attached; ``avoid``: names of nodes to keep
-    off; ``queued``: the pods wait in a queue until there is room, so none is needed; ``refused``: pools that are not
-    for the gang as a whole; ``ceiling``: nodes that cost more for an hour are not used; ``interval``: seconds between
-    its checkpoints; ``priority``: of its pods; ``apart``: the part of it that is not to be on spot machines.
+    ``pools``: names in the user's order, empty for every pool; ``last``: pools to try last of their kind for now, and
+    ``late``: those of them that come behind on-demand ones, too; ``one_node``: all its pods on one node; ``volumes``:
+    to which nodes its volumes can be attached; ``avoid``: names of nodes to keep off; ``queued``: the pods wait in a
+    queue until there is room, so none is needed; ``refused``: pools that are not for the gang as a whole;
+    ``ceiling``: nodes that cost more for an hour are not used; ``interval``: seconds between its checkpoints;
+    ``priority``: of its pods; ``apart``: the part of it that is not to be on spot machines.
     """
 
     replicas: int
     pod: PodSpec
     pools: Sequence[str] = ()
     last: frozenset[str] = frozenset()
+    late: frozenset[str] = frozenset()
     one_node: bool = False
     volumes: tuple[Terms, ...] = ()
     avoid: frozenset[str] = frozenset()
@@ -125,9 +128,9 @@ class Choice:
 
     ``pool``: None: it waits. ``beside``: the on-demand pool for the part that goes apart. ``refused``: of each pool
     that was tried why it was not chosen, in the order of trying; ``later``: pools that would have come after the
-    chosen one; ``node``: the one node for all pods, where the gang needs one; ``provisioned``: an autoscaler has to
-    make nodes for it; ``anywhere``: also on nodes that it wanted to keep off; ``wake_at``: when time alone may change
-    the decision.
+    chosen one; ``node``: the one node for all pods, where the gang needs one; ``laid``: the nodes whose room was
+    counted on, those with least of it first; ``provisioned``: pools whose autoscaler has to make nodes for it;
+    ``anywhere``: also on nodes that it wanted to keep off; ``wake_at``: when time alone may change the decision.
     """
 
     request: Request
@@ -136,8 +139,9 @@ class Choice:
     later: Mapping[str, str] = field(default_factory=dict)
     beside: str = ""
     node: str = ""
+    laid: tuple[str, ...] = ()
     why: str = ""
-    provisioned: bool = False
+    provisioned: tuple[str, ...] = ()
     anywhere: bool = False
     wake_at: float | None = None
 

@@ -8,13 +8,18 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Final
 
+from spot_training.api import names
 from spot_training.api.job import PodSpec
 from spot_training.control.policies.affinity import matches, required_terms
+from spot_training.control.policies.marks import FOREIGN_MARKS
 from spot_training.control.policies.needs import pod_needs
 from spot_training.control.world import Node, Pool, Shape, Taint, Terms, Toleration
 
 PLACING_EFFECTS: Final = ("NoSchedule", "NoExecute")
 PODS: Final = "pods"
+
+STATE_TAINTS: Final = ("node.kubernetes.io/", "node.cloudprovider.kubernetes.io/")
+"""What Kubernetes puts before the names of taints for nodes that are not ready, cordoned, under pressure or new."""
 
 
 def shape_of(
@@ -40,14 +45,29 @@ def usable(node: Node) -> bool:
 
 def takes(node: Node, pool: Pool, shape: Shape) -> bool:
     """Whether the node takes the pod, apart from room and volumes."""
-    if not usable(node) or any(node.labels.get(key) != value for key, value in shape.selector):
+    return usable(node) and _suits(node, node.taints, pool, shape)
+
+
+def would_take(node: Node, pool: Pool, shape: Shape) -> bool:
+    """Whether the node takes the pod when it is ready and has neither a notice nor a cordon, now or another time."""
+    lasting = [taint for taint in node.taints if not _passes(taint.key)]
+    return _suits(node, lasting, pool, shape)
+
+
+def _suits(node: Node, taints: Iterable[Taint], pool: Pool, shape: Shape) -> bool:
+    if any(node.labels.get(key) != value for key, value in shape.selector):
         return False
-    taints = [taint for taint in node.taints if taint.effect in PLACING_EFFECTS]
-    if taints:
+    placing = [taint for taint in taints if taint.effect in PLACING_EFFECTS]
+    if placing:
         own = _tolerations(each.to_json() for each in pool.spec.tolerations)
-        if not all(_tolerated(taint, (*own, *shape.tolerations)) for taint in taints):
+        if not all(_tolerated(taint, (*own, *shape.tolerations)) for taint in placing):
             return False
     return matches(shape.affinity, node)
+
+
+def _passes(taint: str) -> bool:
+    """Whether the taint tells of the node's state, and not of what the node is for."""
+    return taint.startswith(STATE_TAINTS) or taint == names.TAINT_RECLAIM or taint in FOREIGN_MARKS
 
 
 def attaches(node: Node, shape: Shape) -> bool:
@@ -74,13 +94,19 @@ def room(free: Mapping[str, int], shape: Shape) -> int:
     return MANY if found is None else max(0, found)
 
 
-def room_beside(free: Mapping[str, int], shape: Shape, other: Shape) -> int:
-    """How many pods of the shape fit into what is free so that as many of ``other`` fit afterwards as before."""
-    kept = room(free, other)
-    if kept in (0, MANY):
-        return room(free, shape)
-    left = {resource: amount - other.need(resource) * kept for resource, amount in free.items()}
+def room_beside(free: Mapping[str, int], shape: Shape, other: Shape, pods: int) -> int:
+    """How many pods of the shape fit beside so many of ``other``; none that needs what these still lack."""
+    left = {resource: amount - other.need(resource) * pods for resource, amount in free.items()}
     return room(left, shape)
+
+
+def lack(free: Mapping[str, int], shape: Shape, pods: int) -> float:
+    """How much must become free for so many pods of the shape, in pods: of the resource that is shortest.
+
+    0 where they fit.
+    """
+    short = (pods - free[resource] / each for resource, each in shape.needs if resource in free)
+    return max(0.0, max(short, default=0.0))
 
 
 MANY: Final = 1 << 20
@@ -98,6 +124,17 @@ def _tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:
         if effect not in ("", taint.effect):
             continue
         exists = operator == "Exists"
-        if (not key and exists) or (key == taint.key and (exists or value == taint.value)):
+        if (not key and exists) or (key == taint.key and (exists or _covers(operator, value, taint.value))):
             return True
     return False
+
+
+def _covers(operator: str, value: str, of_taint: str) -> bool:
+    """``Lt``: the taint's number is less than the toleration's; ``Gt``: greater (Kubernetes: KEP-5471)."""
+    if operator not in ("Lt", "Gt"):
+        return value == of_taint
+    try:
+        found, bound = int(of_taint), int(value)
+    except ValueError:
+        return False
+    return found < bound if operator == "Lt" else found > bound

@@ -4,12 +4,13 @@ The jobs are taken in order: priority first (of their PriorityClass), then age. 
 order whose free nodes hold the whole gang, counted node by node after everything that is used, that starting
 attempts will use, and that the jobs before it have just been given.
 
-**No starvation.** The first job in a pool that finds no room there *holds* it: jobs after it are given only what
-leaves the holder as much room as before (beside it on half-full nodes, or on nodes too small for it). So whatever
-becomes free is kept for it until it fits, and it waits for nobody behind it. What that may leave idle is bounded: a
-job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and only
-a job that would fit if all training there ended holds anything; so at most the holder's GPUs less one pod's are idle
-in a pool. Nobody who runs is stopped for a job that waits.
+**No starvation.** The first job in a pool that finds no room there *holds* room for each of its pods: what is free,
+and for the pods that are left, what becomes free on the nodes that lack least of it. Jobs after it are given the other
+nodes, and beside it what it does not need; nothing of what it still lacks on its own nodes, for nobody knows when
+that would be free again. So it waits for those who run, and for nobody behind it. What that may leave idle is bounded:
+a job holds one pool at a time (the one where the fewest of its pods find no room), a pool is held for one job, and
+only a job that would fit if all training there ended holds anything; so less than the holder's GPUs are idle in a
+pool. Nobody who runs is stopped for a job that waits.
 
 **A gang of which a part goes apart** (:class:`.demand.Apart`) takes a spot pool with room for the rest together with
 an on-demand pool with room for that part, or neither. On-demand pools take it as a whole only where they may stand in.
@@ -21,16 +22,13 @@ from typing import Final
 
 from spot_training.api.times import format_second
 from spot_training.control.ledger import Ledger
-from spot_training.control.policies.affinity import describe
+from spot_training.control.policies.affinity import contradiction, describe
 from spot_training.control.policies.demand import Apart, Choice, Key, Request, Verdict, Waiting
-from spot_training.control.policies.fitting import room
+from spot_training.control.policies.fitting import usable
 from spot_training.control.policies.interruptions import breaker_until, interruption_rate
 from spot_training.control.policies.score import score
 from spot_training.control.supply import Supply
 from spot_training.control.world import Reservation, Shape
-
-MAX_PROVISIONING: Final = 4
-"""Gangs that wait at a time for an autoscaler to bring one pool nodes: more would only ask for the same machines."""
 
 LACKS: Final = ("NoCapacity", "HeldForAnother", "GangTooLarge")
 """Reasons that an autoscaler may mend."""
@@ -69,6 +67,7 @@ class _Pass:
         self._breakers = {name: breaker_until(pool, now) for name, pool in supply.pools.items()}
         self._rates = {name: interruption_rate(pool.status, now) for name, pool in supply.pools.items()}
         self._shortages: dict[tuple[str, Shape, int], tuple[int, Verdict]] = {}
+        self._conflicts: dict[tuple[str, Shape], str] = {}
         self._frees: dict[tuple[object, ...], tuple[int, tuple[int, int]]] = {}
         self._prices = {name: self._price(name) for name in supply.pools}
         self._on_demand = {
@@ -101,7 +100,7 @@ class _Pass:
             return self._add(job, made, beside, provisioned, avoid)
 
         for place, name in enumerate(order):
-            verdict = self._barred(job.request, name, wakes)
+            verdict = self._barred(job, job.request, name, wakes)
             if verdict is None and job.request.queued:
                 return with_beside(Choice(job.request, name, refused, dict.fromkeys(order[place + 1 :], "")))
             verdict = verdict or self._short(job, name, self._pods(job, name), avoid)
@@ -140,7 +139,7 @@ class _Pass:
         for name in names:
             if name in self._supply.pools and name not in self._on_demand:
                 continue
-            verdict = self._barred(request, name, wakes)
+            verdict = self._barred(job, request, name, wakes)
             if verdict is None and not request.queued:
                 verdict = self._short(job, name, apart.pods, avoid)
             if verdict is None:
@@ -166,7 +165,7 @@ class _Pass:
         for name in self._order(job):
             verdict = None
             if name not in self._on_demand and name not in refused:
-                verdict = self._barred(job.request, name, wakes)
+                verdict = self._barred(job, job.request, name, wakes)
                 if verdict is None and not job.request.queued:
                     verdict = self._short(job, name, self._pods(job, name), avoid)
             if verdict is not None:
@@ -180,18 +179,22 @@ class _Pass:
         apart = job.request.apart
         if apart is None or made.pool in self._on_demand:
             return made
+        laid: list[str] = []
         if provisioned:
             self._provisioning[beside] = self._provisioning.get(beside, 0) + 1
         elif not job.request.queued:
-            self._ledger.take(beside, job.shape, apart.pods, avoid)
+            laid = self._ledger.take(beside, job.shape, apart.pods, avoid)
         # What is said of it as a pool for the whole gang is of no interest now.
         later = {name: why for name, why in made.later.items() if name != beside}
         refused = {name: verdict for name, verdict in made.refused.items() if name != beside}
-        waits = made.provisioned or provisioned
-        return replace(made, beside=beside, later=later, refused=refused, provisioned=waits)
+        waits = (*made.provisioned, beside) if provisioned else made.provisioned
+        laid = [*made.laid, *laid]
+        return replace(made, beside=beside, later=later, refused=refused, laid=tuple(laid), provisioned=waits)
 
     def _order(self, job: Waiting) -> list[str]:
-        """Spot pools before on-demand ones, which only stand in; those to be tried last behind both."""
+        """Spot pools before on-demand ones, which only stand in: of either kind first those that are not to be tried
+        last. A pool on which a gang did not become whole has no room, whatever it counts, so it comes behind both.
+        """
         request = job.request
         if request.pools:
             names = list(request.pools)
@@ -202,7 +205,7 @@ class _Pass:
             every = self._supply.pools.keys() - unwanted if unwanted else self._supply.pools
             names = sorted(every, key=lambda name: self._score(job, name))
         if request.last or self._on_demand:
-            names.sort(key=lambda name: (name in request.last, name in self._on_demand))
+            names.sort(key=lambda name: (name in request.late, name in self._on_demand, name in request.last))
         return names
 
     def _score(self, job: Waiting, name: str) -> tuple[bool, float, str]:
@@ -224,20 +227,27 @@ class _Pass:
         return self._supply.pools[name].spec.provisioning == "Autoscaled"
 
     def _is_busy(self, name: str) -> bool:
-        return self._provisioning.get(name, 0) >= MAX_PROVISIONING
+        return self._provisioning.get(name, 0) >= self._supply.pools[name].spec.max_provisioning_gangs
 
     def _make(
         self, job: Waiting, name: str, refused: Mapping[str, Verdict], later: Mapping[str, str]
     ) -> Choice:
         self._provisioning[name] = self._provisioning.get(name, 0) + 1
         why = "it has no room now: its pods are made for the autoscaler to see"
-        return Choice(job.request, name, refused, later, why=why, provisioned=True)
+        return Choice(job.request, name, refused, later, why=why, provisioned=(name,))
 
-    def _barred(self, request: Request, name: str, wakes: list[float]) -> Verdict | None:
+    def _barred(self, job: Waiting, request: Request, name: str, wakes: list[float]) -> Verdict | None:
         """Why the pool is not tried at all, however much is free there."""
         pool = self._supply.pools.get(name)
         if pool is None:
             return Verdict("PoolNotFound", "no such SpotPool; create it or mend spec.pools")
+        if job.shape.confined:
+            memo = name, job.shape
+            conflict = self._conflicts.get(memo)
+            if conflict is None:
+                conflict = self._conflicts[memo] = contradiction(pool.spec.node_selector, job.shape)
+            if conflict:
+                return Verdict("SelectorConflict", conflict)
         said = request.refused.get(name)
         if said is not None:
             return Verdict(*said)
@@ -255,7 +265,8 @@ class _Pass:
         if slots >= pods:
             return None
         if self._autoscaled(name) and self._is_busy(name):
-            text = f"{MAX_PROVISIONING} gangs wait for nodes of its autoscaler already"
+            waits = self._provisioning[name]
+            text = f"{waits} gangs wait for nodes of its autoscaler already (maxProvisioningGangs)"
             return Verdict("NoCapacity", text, pods)
         if avoid:
             return replace(self._shortage(job, name, pods, slots, avoid), pods=pods)
@@ -302,9 +313,12 @@ class _Pass:
                 f"{slots}"
             )
         if fit.ever < pods:
-            most = sum(room(members[node].capacity, job.shape) for node in self._fitting(job.shape, name))
+            most = supply.whole(name, job.shape)
             if most < pods:
                 return Verdict("GangTooLarge", f"{text}, and for {most} if the nodes were empty")
+            out = sum(not usable(node) for node in members.values())
+            if out:
+                text += f"; {out} of its nodes are not ready, cordoned or have a notice"
         return Verdict("NoCapacity", text)
 
     def _fitting(self, shape: Shape, name: str) -> list[str]:
@@ -335,7 +349,7 @@ class _Pass:
             # All were looked at for their score: say what it was, or why there is none.
             later = {}
             for other in rest:
-                verdict = self._barred(job.request, other, wakes)
+                verdict = self._barred(job, job.request, other, wakes)
                 verdict = verdict or self._short(job, other, self._pods(job, other), avoid)
                 if verdict is not None:
                     refused[other] = verdict
@@ -344,7 +358,7 @@ class _Pass:
             why = f"score {self._score(job, name)[1]:.4g}"
         laid = self._ledger.take(name, job.shape, self._pods(job, name), avoid)
         node = laid[0] if job.request.one_node and laid else ""
-        return Choice(job.request, name, refused, later, node=node, why=why)
+        return Choice(job.request, name, refused, later, node=node, laid=tuple(laid), why=why)
 
     def _hold(self, job: Waiting, refused: Mapping[str, Verdict]) -> None:
         """Keep what is free in one pool for the job, where it is the first that waits there."""
@@ -362,4 +376,4 @@ class _Pass:
                 best, chosen = (missing, place), name
         if chosen:
             self._holders[chosen] = f"{job.key[0]}/{job.key[1]}"
-            self._ledger.hold(chosen, job.shape)
+            self._ledger.hold(chosen, job.shape, refused[chosen].pods, job.request.avoid)

@@ -10,6 +10,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from typing import Final
 
 from spot_training.api.model import DECIMAL
+from spot_training.api.status import Terms
 from spot_training.control.world import Node, Pool
 
 MAX_AVOIDED: Final = 64
@@ -61,6 +62,17 @@ def node_price(node: Node, pool: Pool | None, prices: Mapping[str, Decimal]) -> 
 def ceiling_of(max_price: str | None) -> Decimal | None:
     """A job's own ``maxPricePerNodeHour``."""
     return Decimal(max_price) if max_price is not None else None
+
+
+def agreed_ceiling(max_price: str | None, terms: Terms) -> Decimal | None:
+    """What a node of an open attempt may cost for an hour: no more than the job's own ceiling, and than was agreed for
+    on-demand machines.
+    """
+    own = ceiling_of(max_price)
+    if terms.capacity_type != "OnDemand" or terms.price is None:
+        return own
+    agreed = Decimal(terms.price)
+    return agreed if own is None else min(agreed, own)
 
 
 def too_dear(price: Decimal | None, ceiling: Decimal | None) -> str | None:
