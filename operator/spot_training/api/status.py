@@ -23,6 +23,7 @@ EndClass = Literal[
 ``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
 was used up, or there was room on spot machines again) are not."""
 
+MAX_UNSETTLED = 20
 MAX_COST_ATTEMPTS = 10
 MAX_COST_NODES = 16
 
@@ -122,6 +123,9 @@ class Current(StatusModel):
     terms: Terms | None = None
     on_demand: OnDemandRanks | None = Field(
         None, description="Ranks that run apart from the others, as onDemand.ranks named them."
+    )
+    unsaved_since: Time | None = Field(
+        None, description="What it has done since then is not saved, as its pods have told."
     )
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
@@ -262,6 +266,14 @@ class CheckpointStatus(StatusModel):
     time: Time | None = None
 
 
+class Unsettled(StatusModel):
+    """An attempt that trained from ``since`` to ``until`` and told nothing of its saves, since its machines were lost."""
+
+    attempt: int
+    since: Time
+    until: Time
+
+
 class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
@@ -321,7 +333,10 @@ class SpotTrainingJobStatus(StatusModel):
     current: Current | None = None
     checkpoint: CheckpointStatus | None = None
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
-    lost_seconds: int = 0
+    lost_seconds: int = Field(0, description="Training that was not saved when an attempt ended.")
+    unsettled: Annotated[list[Unsettled], Field(max_length=MAX_UNSETTLED)] = Field(
+        [], description="Attempts of which it is not known what was lost, before a later one tells what it resumed."
+    )
     cost: Cost | None = None
     fallback: Fallback | None = None
     timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []

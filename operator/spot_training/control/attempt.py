@@ -14,6 +14,7 @@ from spot_training.api.status import (
 )
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
+from spot_training.control.losses import note_report
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
     RETRYABLE,
@@ -115,6 +116,7 @@ def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
     report = next((pods[index].report for index in sorted(pods) if pods[index].report is not None), None)
     if report is None:
         return
+    note_report(draft, report)
     if report.step is not None:
         draft.set(step=report.step)
     if report.total_steps is not None:
