@@ -160,6 +160,17 @@ class HeadroomStatus(StatusModel):
     warm: int = 0
 
 
+class Price(StatusModel):
+    """What the pool's nodes cost for an hour now: their own annotations, else the price file, else the pool say it.
+
+    ``shown``: the price, or, where nodes differ, the lowest and the highest: ``3.05-4.00``.
+    """
+
+    lowest: Decimal
+    highest: Decimal
+    shown: Word
+
+
 class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
@@ -168,6 +179,7 @@ class SpotPoolStatus(StatusModel):
     gpus: GpuCounts = GpuCounts()
     interruptions: Interruptions = Interruptions()
     jobs: Users = Users()
+    price: Price | None = Field(None, description="Absent where nobody has said it.")
     headroom: HeadroomStatus | None = None
     conditions: Annotated[
         list[Condition],
@@ -186,7 +198,7 @@ COLUMNS = [
     {"name": "GPUs", "type": "integer", "jsonPath": ".status.gpus.total"},
     {"name": "Free", "type": "integer", "jsonPath": ".status.gpus.free"},
     {"name": "Jobs", "type": "integer", "jsonPath": ".status.jobs.count"},
-    {"name": "Price", "type": "string", "jsonPath": ".spec.pricePerNodeHour"},
+    {"name": "Price", "type": "string", "jsonPath": ".status.price.shown"},
     {"name": "Rate", "type": "string", "jsonPath": ".status.interruptions.ratePerNodeHour"},
     {
         "name": "Hour",

@@ -133,4 +133,5 @@ class PoolReporter:
             free={name: ledger.free(name).get(resource, 0) for name in members},
             users=tuple(self._cache.users(pool.name)),
             overlaps=overlaps,
+            prices=supply.prices,
         )

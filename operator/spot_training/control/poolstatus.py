@@ -7,15 +7,17 @@
 - A pool whose selector matches nothing is not available, for the reason ``NoNodes``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 from spot_training.api.model import Condition
-from spot_training.api.pool import GpuCounts, NodeCounts, SpotPoolStatus, Users
+from spot_training.api.pool import GpuCounts, NodeCounts, Price, SpotPoolStatus, Users
 from spot_training.api.times import format_second
 from spot_training.control import conditions
 from spot_training.control.policies.fitting import usable
 from spot_training.control.policies.interruptions import breaker_until, bring_forward, marks_of, next_change
+from spot_training.control.policies.price import price_range, write_amount
 from spot_training.control.world import Job, Node, Pool
 
 MAX_NAMES = 16
@@ -24,13 +26,14 @@ MAX_NAMES = 16
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A pool as it is now. ``free``: GPUs by node, after reservations; ``overlaps``: nodes with another pool that
-    has them, too; ``users``: jobs with an open attempt here.
+    has them, too; ``users``: jobs with an open attempt here; ``prices``: what the price file says, by pool.
     """
 
     members: tuple[Node, ...] = ()
     free: dict[str, int] | None = None
     users: tuple[Job, ...] = ()
     overlaps: tuple[tuple[str, str], ...] = ()
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
 
 
 def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
@@ -52,10 +55,21 @@ def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
         gpus=GpuCounts(total=total, free=sum(free.get(node.name, 0) for node in open_nodes)),
         interruptions=interruptions,
         jobs=Users(count=len(names), names=names[:MAX_NAMES]),
+        price=_price(pool, seen),
         conditions=pool.status.conditions,
     )
     with_room = sum(1 for node in open_nodes if free.get(node.name, 0) > 0)
     return made.model_copy(update={"conditions": _conditions(pool, made, with_room, seen, now)})
+
+
+def _price(pool: Pool, seen: Seen) -> Price | None:
+    found = price_range(seen.members, pool, seen.prices)
+    if found is None:
+        return None
+    lowest, highest = (write_amount(each) for each in found)
+    return Price(
+        lowest=lowest, highest=highest, shown=lowest if lowest == highest else f"{lowest}-{highest}"
+    )
 
 
 def next_look(pool: Pool, now: float) -> float:
