@@ -126,6 +126,13 @@ class InterruptionCount(StatusModel):
     count: int
 
 
+class PastMarks(StatusModel):
+    """Interruptions that were counted and do not stand any more, by the hour in which that was found."""
+
+    at: Time
+    marks: Annotated[list[Annotated[str, Field(max_length=16)]], Field(max_length=5000)]
+
+
 class Interruptions(StatusModel):
     """How often the pool's nodes are taken.
 
@@ -140,6 +147,12 @@ class Interruptions(StatusModel):
     recent: Annotated[list[InterruptionCount], Field(max_length=128)] = []
     marks: Annotated[list[Annotated[str, Field(max_length=16)]], Field(max_length=5000)] = Field(
         [], description="Identities of the notices that stand now and have been counted."
+    )
+    past: Annotated[list[PastMarks], Field(max_length=32)] = Field(
+        [], description="What has been counted within a day and does not stand now: it may come again."
+    )
+    machines: Annotated[str, Field(max_length=40000)] = Field(
+        "", description="With nodeDeletionMeansGone: nodes without a notice, whose going would be an interruption."
     )
     events: Decimal = "0"
     node_hours: Annotated[str, Field(pattern=DECIMAL, max_length=24)] = "0"

@@ -281,6 +281,7 @@ class Interruption(StatusModel):
     reason: Word
     notice_id: Word | None = None
     node: Word | None = None
+    lost_uid: Word | None = Field(None, description="UID of the node that was lost without a notice.")
     pool: Word | None = None
     noticed_at: Time | None = None
     cordoned_at: Time | None = None

@@ -201,7 +201,9 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
             if not draft.world.live:
                 draft.asks.add(Ask.LIVE_PODS)
                 return
-        if pod is None:
+        if pod is None and lost:
+            judgement = Judgement("Disruption", "NodeLost", lost)
+        elif pod is None:
             judgement = Judgement(
                 "Disruption", "PodGone", f"the pod of rank {index} is gone, and nobody saw its end"
             )
@@ -224,7 +226,7 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
 
 
 def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -> None:
-    name = pod.node if pod else None
+    name = pod.node if pod else next((ref.name for ref in draft.current.nodes if ref.index == index), None)
     where = f" on node {name}" if name else ""
     message = f"rank {index}{where}: {judgement.message}"
     peers = _peers(draft, index)
@@ -337,6 +339,9 @@ def _settle_undecided(draft: Draft) -> None:
             return
         if fate is not None and fate.fate is not Fate.ALIVE:
             _decide(draft, "Disruption", "NodeLost", f"a peer's machine was lost: {fate.why}")
+            draft.record(
+                current.attempt, node=ref.name, lost_uid=ref.uid, pool=current.pool_of(ref.index)
+            )
             return
         if ref.index != exit_.index and ref.name not in peers:
             peers.append(ref.name)

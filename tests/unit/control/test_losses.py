@@ -79,28 +79,24 @@ def test_a_silent_end_is_settled_by_what_a_later_attempt_resumed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("resumed", "lost"),
+    ("step", "saved", "resumed", "before", "own"),
     [
-        (told(5, resumed_step=0), 3600),
-        (told(120, NOW + 3000, resumed_step=120), 600),
-        (told(900, NOW + 9000, resumed_step=120), 0),
+        (5, None, 0, 3600, 100),
+        (120, NOW + 3000, 120, 600, 100),
+        (900, NOW + 99_999, 120, 0, 0),
     ],
+    ids=["from scratch", "saved nothing since", "has saved since"],
 )
-def test_without_its_time_what_was_resumed_is_known_by_its_step(resumed: Report, lost: int) -> None:
-    """From scratch: all is lost. What has been saved since hides when the one was saved that was loaded."""
+def test_without_its_time_what_was_resumed_is_known_by_its_step(
+    step: int, saved: float | None, resumed: int, before: int, own: int
+) -> None:
     scene = gang()
-    die(scene, heard=(scene.now := NOW + HOUR))
+    scene.now = NOW + HOUR
+    die(scene, heard=scene.now)
     again(scene)
-    scene.now = NOW + 9000
-    before = scene.now if resumed.checkpoint_time is None else None
-    end(scene, resumed)
-    began = scene.status.timeline[-1].stopped_at
-    assert scene.status.unsettled == []
-    own = 0 if before is None else int(scene.now - NOW)
-    assert began is not None
-    assert abs(scene.status.lost_seconds - lost) <= own, scene.status.lost_seconds
-    if before is None:
-        assert scene.status.lost_seconds == lost + max(0, int(NOW + 9000 - resumed.checkpoint_time))  # type: ignore[operator]
+    scene.now += 100
+    end(scene, told(step, saved, resumed_step=resumed))
+    assert (scene.status.lost_seconds, scene.status.unsettled) == (before + own, [])
 
 
 def test_silent_ends_in_a_row_are_settled_together_and_bounded() -> None:

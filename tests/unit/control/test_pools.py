@@ -16,6 +16,7 @@ from spot_training.cluster.client import Client
 from spot_training.control.cache import Cache
 from spot_training.control.conditions import find
 from spot_training.control.policies.interruptions import (
+    Signs,
     bring_forward,
     interruption_rate,
     marks_of,
@@ -118,12 +119,13 @@ def test_looking_more_often_changes_nothing(steps: list[float]) -> None:
     once, often, now = Interruptions(as_of=format_time(NOW)), Interruptions(as_of=format_time(NOW)), NOW
     for step in steps:
         now += math.floor(step)
-        often = bring_forward(often, 4, {}, 4, now)
-    once = bring_forward(once, 4, {"m": None}, 5, now)
-    often = bring_forward(often, 4, {"m": None}, 5, now)
+        often = bring_forward(often, 4, Signs(), 4, now)
+    seen = Signs({"m": None})
+    once = bring_forward(once, 4, seen, 5, now)
+    often = bring_forward(often, 4, seen, 5, now)
     assert float(once.node_hours) == pytest.approx(float(often.node_hours), abs=0.02)
     assert (once.last_hour, once.last_day) == (often.last_hour, often.last_day) == (1, 1)
-    assert bring_forward(often, 5, {"m": None}, 5, now) is often, "nothing to write"
+    assert bring_forward(often, 5, seen, 5, now) is often, "nothing to write"
 
 
 def test_the_breaker_opens_above_the_limit_and_closes_when_enough_have_left_the_hour() -> None:
