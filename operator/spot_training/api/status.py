@@ -221,10 +221,11 @@ class NodeCost(StatusModel):
     price: Decimal | None = None
     hours: Decimal
     spent: Decimal | None = None
+    on_demand_equivalent: Decimal | None = None
 
 
 class AttemptCost(StatusModel):
-    """What an attempt cost, with its first nodes."""
+    """What an attempt cost, with its first nodes, and the seconds of training that were lost with it."""
 
     attempt: int
     pool: Word
@@ -232,6 +233,8 @@ class AttemptCost(StatusModel):
     hours: Decimal
     spent: Decimal
     on_demand_equivalent: Decimal
+    saved_percent: int | None = None
+    lost_seconds: int = 0
     nodes: Annotated[list[NodeCost], Field(max_length=MAX_COST_NODES)] = []
 
 

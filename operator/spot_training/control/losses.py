@@ -7,6 +7,7 @@ tells which checkpoint it went on from, and until then the attempt is in ``statu
 
 from spot_training.api.status import MAX_UNSETTLED, End, Unsettled
 from spot_training.control.draft import Draft, moment
+from spot_training.control.spending import enter_lost
 from spot_training.control.world import Report
 
 
@@ -21,14 +22,14 @@ def note_report(draft: Draft, report: Report) -> None:
 
 
 def count_lost(draft: Draft) -> None:
-    """Count what the newest attempt, which has just ended, has lost; or remember that nobody knows it yet."""
+    """Count what the newest attempt, which has just ended and is in the bill, has lost; or remember that nobody knows it yet."""
     current, end = draft.current, draft.current.end
     began = moment(current.running_at or current.started_at)
     if end is None or end.cls == "Completed" or began is None:
         return
     until, since = _trained_until(draft, end), moment(current.unsaved_since)
     if since is not None:
-        _add(draft, began, until, since)
+        _add(draft, current.attempt, began, until, since)
     elif current.running_at is not None and draft.job.spec.checkpoint.writer == "Library":
         made = Unsettled(attempt=current.attempt, since=current.running_at, until=draft.stamp(until))
         draft.set(unsettled=[*draft.status.unsettled, made][-MAX_UNSETTLED:])
@@ -49,7 +50,7 @@ def _settle(draft: Draft, report: Report) -> None:
         return
     resumed = _resumed_from(draft, report)
     for each in draft.status.unsettled if resumed is not None else ():
-        _add(draft, moment(each.since), moment(each.until), resumed)
+        _add(draft, each.attempt, moment(each.since), moment(each.until), resumed)
     draft.set(unsettled=[])
 
 
@@ -65,7 +66,11 @@ def _resumed_from(draft: Draft, report: Report) -> float | None:
     return moment(known.time) if known is not None and known.step == report.resumed_step else None
 
 
-def _add(draft: Draft, began: float | None, until: float | None, saved: float | None) -> None:
+def _add(
+    draft: Draft, attempt: int, began: float | None, until: float | None, saved: float | None
+) -> None:
     if began is None or until is None or saved is None:
         return
-    draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(until - max(saved, began))))
+    lost = max(0, int(until - max(saved, began)))
+    draft.set(lost_seconds=draft.status.lost_seconds + lost)
+    enter_lost(draft, attempt, lost)

@@ -79,8 +79,8 @@ def _count(draft: Draft) -> None:
     current, end = draft.current, draft.current.end
     if end is None:
         return
-    count_lost(draft)
     spending.close(draft)
+    count_lost(draft)
     ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)

@@ -74,6 +74,8 @@ def test_a_silent_end_is_settled_by_what_a_later_attempt_resumed() -> None:
     scene.now += 500
     report = told(900, scene.now, resumed_step=800, resumed_time=saved)
     end(scene, report)
+    assert scene.status.cost is not None
+    assert [(each.attempt, each.lost_seconds) for each in scene.status.cost.attempts][:2] == [(1, 10), (2, 60)]
     assert scene.status.lost_seconds == 10 + 60, "up to the last that was heard, not up to when it was missed"
     assert scene.status.unsettled == []
 
