@@ -66,6 +66,13 @@ class MoneyRanOut:
 
 
 @dataclass(frozen=True, slots=True)
+class FellBack:
+    """An attempt was opened on an on-demand pool, since no spot pool had room."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class WentBack:
     """A job left the machines of an on-demand pool, since there was room on spot ones."""
 
@@ -77,7 +84,7 @@ class ClaimFilled:
     """An attempt found its checkpoint claim full."""
 
 
-Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack | ClaimFilled
+Observation = Counted | Opened | Recovered | MoneyRanOut | FellBack | WentBack | ClaimFilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +161,8 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
     opened = after.current
     if opened is not None and opened.attempt > (ended.attempt if ended else 0):
         found.append(Opened(opened.pool))
+        if opened.terms is not None and opened.terms.capacity_type == "OnDemand":
+            found.append(FellBack(opened.pool))
     if is_true(after.conditions, "BudgetExhausted") and not is_true(before.conditions, "BudgetExhausted"):
         found.append(MoneyRanOut())
     if opened is not None and _stopped_for(after) == "BackToSpot" != _stopped_for(before):
