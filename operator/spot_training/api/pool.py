@@ -152,7 +152,8 @@ class Interruptions(StatusModel):
         [], description="What has been counted within a day and does not stand now: it may come again."
     )
     machines: Annotated[str, Field(max_length=40000)] = Field(
-        "", description="With nodeDeletionMeansGone: nodes without a notice, whose going would be an interruption."
+        "",
+        description="With nodeDeletionMeansGone: nodes without a notice, whose going would be an interruption.",
     )
     events: Decimal = "0"
     node_hours: Annotated[str, Field(pattern=DECIMAL, max_length=24)] = "0"

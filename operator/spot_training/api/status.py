@@ -270,7 +270,7 @@ class CheckpointStatus(StatusModel):
 
 
 class Unsettled(StatusModel):
-    """An attempt that trained from ``since`` to ``until`` and told nothing of its saves, since its machines were lost."""
+    """An attempt that trained from ``since`` to ``until`` and told nothing of its saves: its machines were lost."""
 
     attempt: int
     since: Time
@@ -339,7 +339,8 @@ class SpotTrainingJobStatus(StatusModel):
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
     lost_seconds: int = Field(0, description="Training that was not saved when an attempt ended.")
     unsettled: Annotated[list[Unsettled], Field(max_length=MAX_UNSETTLED)] = Field(
-        [], description="Attempts of which it is not known what was lost, before a later one tells what it resumed."
+        [],
+        description="Attempts of which it is not known what was lost, before a later one tells what it resumed.",
     )
     cost: Cost | None = None
     fallback: Fallback | None = None

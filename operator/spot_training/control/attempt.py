@@ -201,12 +201,9 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
             if not draft.world.live:
                 draft.asks.add(Ask.LIVE_PODS)
                 return
-        if pod is None and lost:
-            judgement = Judgement("Disruption", "NodeLost", lost)
-        elif pod is None:
-            judgement = Judgement(
-                "Disruption", "PodGone", f"the pod of rank {index} is gone, and nobody saw its end"
-            )
+        if pod is None:
+            gone = f"the pod of rank {index} is gone, and nobody saw its end"
+            judgement = Judgement("Disruption", "NodeLost" if lost else "PodGone", lost or gone)
         elif lost or pod.exit is not None or pod.ended or pod.deleting or pod.removed:
             judgement = classify(Case(pod, False, lost, retryable))
         else:
@@ -339,9 +336,7 @@ def _settle_undecided(draft: Draft) -> None:
             return
         if fate is not None and fate.fate is not Fate.ALIVE:
             _decide(draft, "Disruption", "NodeLost", f"a peer's machine was lost: {fate.why}")
-            draft.record(
-                current.attempt, node=ref.name, lost_uid=ref.uid, pool=current.pool_of(ref.index)
-            )
+            draft.record(current.attempt, node=ref.name, lost_uid=ref.uid, pool=current.pool_of(ref.index))
             return
         if ref.index != exit_.index and ref.name not in peers:
             peers.append(ref.name)

@@ -22,7 +22,7 @@ def note_report(draft: Draft, report: Report) -> None:
 
 
 def count_lost(draft: Draft) -> None:
-    """Count what the newest attempt, which has just ended and is in the bill, has lost; or remember that nobody knows it yet."""
+    """Count what the newest attempt, which has just ended and is in the bill, has lost; or that nobody knows it yet."""
     current, end = draft.current, draft.current.end
     began = moment(current.running_at or current.started_at)
     if end is None or end.cls == "Completed" or began is None:
@@ -66,9 +66,7 @@ def _resumed_from(draft: Draft, report: Report) -> float | None:
     return moment(known.time) if known is not None and known.step == report.resumed_step else None
 
 
-def _add(
-    draft: Draft, attempt: int, began: float | None, until: float | None, saved: float | None
-) -> None:
+def _add(draft: Draft, attempt: int, began: float | None, until: float | None, saved: float | None) -> None:
     if began is None or until is None or saved is None:
         return
     lost = max(0, int(until - max(saved, began)))

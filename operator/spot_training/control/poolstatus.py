@@ -33,9 +33,9 @@ MAX_NAMES = 16
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A pool as it is now. ``free``: GPUs by node, after reservations; ``overlaps``: nodes with another pool that
-    has them, too; ``users``: jobs with an open attempt here; ``prices``: what the price file says, by pool; ``lost``: when machines
-    were lost without a notice, by UID, as jobs remember it; ``vanished``: keys of those whose Nodes have gone;
-    ``moved``: marks that a pool has counted in which the node was.
+    has them, too; ``users``: jobs with an open attempt here; ``prices``: what the price file says, by pool;
+    ``lost``: when machines were lost without a notice, by UID, as jobs remember it; ``vanished``: keys of those whose
+    Nodes have gone; ``moved``: marks that a pool has counted in which the node was.
     """
 
     members: tuple[Node, ...] = ()
@@ -92,9 +92,7 @@ def _price(pool: Pool, seen: Seen) -> Price | None:
     if found is None:
         return None
     lowest, highest = (write_amount(each) for each in found)
-    return Price(
-        lowest=lowest, highest=highest, shown=lowest if lowest == highest else f"{lowest}-{highest}"
-    )
+    return Price(lowest=lowest, highest=highest, shown=lowest if lowest == highest else f"{lowest}-{highest}")
 
 
 def next_look(pool: Pool, now: float) -> float:

@@ -70,7 +70,8 @@ def template_claim(job: str) -> str:
 class Report:
     """What the training code says of itself in its termination message; unknown fields are None.
 
-    ``resumed_time``: when the checkpoint was saved that it went on from. ``volume_full``: there was no room for the last checkpoint that it wanted to save.
+    ``volume_full``: there was no room for the last checkpoint that it wanted to save; ``resumed_time``: when the one
+    was saved that it went on from.
     """
 
     reason: str = ""

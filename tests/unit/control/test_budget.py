@@ -55,7 +55,7 @@ class Schedule:
         made = raw_job()
         spec = made["spec"]
         spec["replicas"] = self.chance.choice([1, 1, 2, 3])
-        spec["pools"] = self.chance.choice([[], ["a", "b"], ["b", "a"], ["a", "c"], ["a", "c", "b"]])
+        spec["pools"] = self.chance.choice([[], ["a", "b"], ["b", "a"], ["c"], ["a", "c"], ["a", "c", "b"]])
         spec["checkpoint"]["writer"] = self.chance.choice(["Library", "Other"])
         spec["onDemand"] = {
             "policy": "WhenNoSpot",
@@ -133,7 +133,7 @@ class Schedule:
         things = [
             (self.the_operator_works, 10),
             (self.pods_get_on, 10),
-            (self.the_autoscaler_works, 4),
+            (self.the_autoscaler_works, 8),
             (self.the_operator_lags, 2),
             (self.the_operator_dies, 2),
             (self.answers_are_lost, 1),
@@ -428,7 +428,7 @@ def test_a_pod_that_is_made_again_shares_its_time_with_the_one_before_it() -> No
 
 @pytest.mark.parametrize("away", [False, True])
 def test_a_price_that_rises_while_a_pod_is_on_its_way(away: bool) -> None:
-    """The operator sees what it starts at, and stops in time; while it is away, the pod runs as long as was reckoned."""
+    """The operator sees what it starts at, and stops in time; while it is away, the pod runs as was reckoned."""
     loop = asyncio.new_event_loop()
     try:
         made = Schedule(0, loop)

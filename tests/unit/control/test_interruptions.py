@@ -24,7 +24,12 @@ def counted(made: Pool) -> int:
 
 def test_a_notice_that_is_withdrawn_and_comes_again_is_the_same() -> None:
     made = look(pool("a"), taken("a1"))
-    for after, members in ((10, [node("a1")]), (20, [taken("a1")]), (30, [node("a1")]), (7000, [taken("a1")])):
+    for after, members in (
+        (10, [node("a1")]),
+        (20, [taken("a1")]),
+        (30, [node("a1")]),
+        (7000, [taken("a1")]),
+    ):
         made = look(made, *members, now=NOW + after)
     assert made.status.interruptions.last_day == 1
     made = look(made, node("a1"), now=NOW + 7100)

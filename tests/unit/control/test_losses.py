@@ -55,7 +55,7 @@ def test_what_came_after_the_last_save_is_lost() -> None:
 def test_an_attempt_that_told_of_steps_and_of_no_save_has_lost_all() -> None:
     scene = gang()
     scene.now += HOUR
-    scene.mark("a1", reclaim()).run()
+    scene.mark("a1", reclaim(HOUR + 60)).run()
     assert end(scene, told(120)).status.lost_seconds == 3600
 
 
@@ -75,7 +75,10 @@ def test_a_silent_end_is_settled_by_what_a_later_attempt_resumed() -> None:
     report = told(900, scene.now, resumed_step=800, resumed_time=saved)
     end(scene, report)
     assert scene.status.cost is not None
-    assert [(each.attempt, each.lost_seconds) for each in scene.status.cost.attempts][:2] == [(1, 10), (2, 60)]
+    assert [(each.attempt, each.lost_seconds) for each in scene.status.cost.attempts][:2] == [
+        (1, 10),
+        (2, 60),
+    ]
     assert scene.status.lost_seconds == 10 + 60, "up to the last that was heard, not up to when it was missed"
     assert scene.status.unsettled == []
 

@@ -173,22 +173,24 @@ def test_a_node_that_changes_pools_under_an_attempt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "file", "pools", "nodes", "shown"),
+    ("own", "file", "usual", "nodes", "shown"),
     [
-        ("3", {}, ["3.20"], 1, "3.00"),
-        (None, {}, ["3.20"], 2, "3.20"),
-        (None, {"a": "2.5"}, ["3.20"], 2, "2.50"),
-        ("3", {"a": "2.5"}, ["3.20"], 2, "2.50-3.00"),
-        ("3", {}, [], 2, "3.00"),
-        (None, {"a": "2.5"}, [], 0, "2.50"),
-        (None, {}, [], 2, None),
+        ("3", {}, "3.20", 1, "3.00"),
+        (None, {}, "3.20", 2, "3.20"),
+        (None, {"a": "2.5"}, "3.20", 2, "2.50"),
+        ("3", {"a": "2.5"}, "3.20", 2, "2.50-3.00"),
+        ("3", {}, None, 2, "3.00"),
+        (None, {"a": "2.5"}, None, 0, "2.50"),
+        (None, {}, None, 2, None),
     ],
 )
 def test_what_a_node_costs_now(
-    own: str | None, file: dict[str, str], pools: list[str], nodes: int, shown: str | None
+    own: str | None, file: dict[str, str], usual: str | None, nodes: int, shown: str | None
 ) -> None:
-    members = [node(f"a{number}", price=Decimal(own) if own and not number else None) for number in range(nodes)]
-    about = {"pricePerNodeHour": price for price in pools}
+    members = [
+        node(f"a{number}", price=Decimal(own) if own and not number else None) for number in range(nodes)
+    ]
+    about = {"pricePerNodeHour": usual} if usual else {}
     prices = {name: Decimal(price) for name, price in file.items()}
     made = look(pool("a", **about), *members, prices=prices).status.price
     assert (made.shown if made is not None else None) == shown

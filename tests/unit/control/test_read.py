@@ -188,7 +188,8 @@ def test_a_claim() -> None:
         ('{"checkpointTime":12}', Report()),
         (
             '{"reason":"Preempted","step":5,"totalSteps":9,"checkpointStep":4,'
-            '"checkpointTime":"2026-04-08T05:00:00.500Z","resumedStep":2,"extras":{"digest":"sha256:0","n":1},"resumedTime":"2026-04-08T05:00:00Z"}   \n',
+            '"checkpointTime":"2026-04-08T05:00:00.500Z","resumedStep":2,"extras":{"digest":"sha256:0","n":1},'
+            '"resumedTime":"2026-04-08T05:00:00Z"}   \n',
             Report("Preempted", 5, 9, 4, FIVE + 0.5, 2, {"digest": "sha256:0", "n": "1"}, resumed_time=FIVE),
         ),
     ],
@@ -205,7 +206,16 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["reason", "step", "totalSteps", "checkpointStep", "checkpointTime", "resumedStep", "resumedTime", "extras"]
+    [
+        "reason",
+        "step",
+        "totalSteps",
+        "checkpointStep",
+        "checkpointTime",
+        "resumedStep",
+        "resumedTime",
+        "extras",
+    ]
 )
 
 

@@ -131,7 +131,7 @@ def _uncounted(counted: Set[str], signs: Signs, now: float) -> dict[str, float |
     new = {
         mark: at
         for mark, at in signs.marks.items()
-        if mark not in counted | signs.moved and not (mark[:8] in gone & signs.silent)
+        if mark not in counted | signs.moved and mark[:8] not in gone & signs.silent
     }
     known = {mark[:8] for mark in (*counted, *signs.marks)}
     lost = {key + LOST: at for key, at in signs.lost.items() if key not in known and at > now - DAY}
