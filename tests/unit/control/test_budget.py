@@ -455,3 +455,31 @@ def test_a_price_that_rises_while_a_pod_is_on_its_way(away: bool) -> None:
         assert real > (1 if away else Fraction(1, 2)), float(real)
     finally:
         loop.close()
+
+
+def test_an_autoscaler_may_bring_smaller_machines_than_there_are() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        made = Schedule(0, loop)
+        made.cap = made.highest = Fraction(1)
+        made.market.job["spec"] |= {
+            "replicas": 1,
+            "pools": ["c"],
+            "onDemand": {"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": "1.00"},
+        }
+        container = made.market.job["spec"]["template"]["spec"]["containers"][0]
+        container["resources"] = {"limits": {GPU: 2}}
+        made.market.sizes |= {"c1": 8, "c2": 4}
+        made.market.add_machine("c1")
+        made.restart()
+        made.look()
+        (pod,) = made.market.pods.values()
+        made.market.mark("c1", made.market.now + 30)
+        made.market.add_machine("c2")
+        made.market.bind(pod)
+        made.market.start(pod)
+        made.advance(10_000)
+        made.check()
+        assert spent(made.market.usages.values(), "c", made.market.now) > 0
+    finally:
+        loop.close()

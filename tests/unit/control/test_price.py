@@ -59,7 +59,7 @@ def test_a_pool_costs_what_its_nodes_cost_on_an_average() -> None:
     unsaid, said = pool("a"), pool("b", pricePerNodeHour="3.00")
     members = [node("a1", price=Decimal("1.00")), node("a2"), node("b1", "b"), node("b2", "b")]
     supply = Supply.of(members, [unsaid, said])
-    assert (supply.price("a"), supply.price("b")) == (1, 3)
+    assert (supply.price("a"), supply.price("b")) == (Decimal(1), Decimal(3))
     supply.put_node(members[2], dataclasses.replace(members[2], price=Decimal("1.00")))
     assert supply.price("b") == 2
     supply.put_prices({"b": Decimal("5.00")})
