@@ -131,6 +131,13 @@ class InterruptionCount(StatusModel):
     count: int
 
 
+class PastMarks(StatusModel):
+    """Interruptions that were counted and do not stand any more, by the hour in which that was found."""
+
+    at: Time
+    marks: Annotated[list[Annotated[str, Field(max_length=16)]], Field(max_length=5000)]
+
+
 class Interruptions(StatusModel):
     """How often the pool's nodes are taken.
 
@@ -145,6 +152,13 @@ class Interruptions(StatusModel):
     recent: Annotated[list[InterruptionCount], Field(max_length=128)] = []
     marks: Annotated[list[Annotated[str, Field(max_length=16)]], Field(max_length=5000)] = Field(
         [], description="Identities of the notices that stand now and have been counted."
+    )
+    past: Annotated[list[PastMarks], Field(max_length=32)] = Field(
+        [], description="What has been counted within a day and does not stand now: it may come again."
+    )
+    machines: Annotated[str, Field(max_length=40000)] = Field(
+        "",
+        description="With nodeDeletionMeansGone: nodes without a notice, whose going would be an interruption.",
     )
     events: Decimal = "0"
     node_hours: Annotated[str, Field(pattern=DECIMAL, max_length=24)] = "0"
@@ -165,6 +179,17 @@ class HeadroomStatus(StatusModel):
     warm: int = 0
 
 
+class Price(StatusModel):
+    """What the pool's nodes cost for an hour now: their own annotations, else the price file, else the pool say it.
+
+    ``shown``: the price, or, where nodes differ, the lowest and the highest: ``3.05-4.00``.
+    """
+
+    lowest: Decimal
+    highest: Decimal
+    shown: Word
+
+
 class SpotPoolStatus(StatusModel):
     """What the operator sees of the pool."""
 
@@ -173,6 +198,7 @@ class SpotPoolStatus(StatusModel):
     gpus: GpuCounts = GpuCounts()
     interruptions: Interruptions = Interruptions()
     jobs: Users = Users()
+    price: Price | None = Field(None, description="Absent where nobody has said it.")
     headroom: HeadroomStatus | None = None
     conditions: Annotated[
         list[Condition],
@@ -191,7 +217,7 @@ COLUMNS = [
     {"name": "GPUs", "type": "integer", "jsonPath": ".status.gpus.total"},
     {"name": "Free", "type": "integer", "jsonPath": ".status.gpus.free"},
     {"name": "Jobs", "type": "integer", "jsonPath": ".status.jobs.count"},
-    {"name": "Price", "type": "string", "jsonPath": ".spec.pricePerNodeHour"},
+    {"name": "Price", "type": "string", "jsonPath": ".status.price.shown"},
     {"name": "Rate", "type": "string", "jsonPath": ".status.interruptions.ratePerNodeHour"},
     {
         "name": "Hour",

@@ -23,6 +23,7 @@ EndClass = Literal[
 ``Suspended``, ``Cancelled`` (the job's deadline) and ``Released`` (on-demand machines were given back: the budget
 was used up, or there was room on spot machines again) are not."""
 
+MAX_UNSETTLED = 20
 MAX_COST_ATTEMPTS = 10
 MAX_COST_NODES = 16
 MAX_PREFERRED = 32
@@ -131,6 +132,9 @@ class Current(StatusModel):
     on_demand: OnDemandRanks | None = Field(
         None, description="Ranks that run apart from the others, as onDemand.ranks named them."
     )
+    unsaved_since: Time | None = Field(
+        None, description="What it has done since then is not saved, as its pods have told."
+    )
     nodes: Annotated[list[AttemptNode], Field(max_length=1000)] = []
     completed: Annotated[list[int], Field(max_length=1000)] = []
     stop: Stop | None = None
@@ -230,10 +234,11 @@ class NodeCost(StatusModel):
     price: Decimal | None = None
     hours: Decimal
     spent: Decimal | None = None
+    on_demand_equivalent: Decimal | None = None
 
 
 class AttemptCost(StatusModel):
-    """What an attempt cost, with its first nodes."""
+    """What an attempt cost, with its first nodes, and the seconds of training that were lost with it."""
 
     attempt: int
     pool: Word
@@ -241,6 +246,8 @@ class AttemptCost(StatusModel):
     hours: Decimal
     spent: Decimal
     on_demand_equivalent: Decimal
+    saved_percent: int | None = None
+    lost_seconds: int = 0
     nodes: Annotated[list[NodeCost], Field(max_length=MAX_COST_NODES)] = []
 
 
@@ -275,6 +282,14 @@ class CheckpointStatus(StatusModel):
     time: Time | None = None
 
 
+class Unsettled(StatusModel):
+    """An attempt that trained from ``since`` to ``until`` and told nothing of its saves: its machines were lost."""
+
+    attempt: int
+    since: Time
+    until: Time
+
+
 class Interruption(StatusModel):
     """One line of the story: an attempt that was interrupted, and how the job came back."""
 
@@ -282,6 +297,7 @@ class Interruption(StatusModel):
     reason: Word
     notice_id: Word | None = None
     node: Word | None = None
+    lost_uid: Word | None = Field(None, description="UID of the node that was lost without a notice.")
     pool: Word | None = None
     noticed_at: Time | None = None
     cordoned_at: Time | None = None
@@ -334,7 +350,11 @@ class SpotTrainingJobStatus(StatusModel):
     current: Current | None = None
     checkpoint: CheckpointStatus | None = None
     extras: Annotated[dict[str, Word], Field(max_length=16)] = {}
-    lost_seconds: int = 0
+    lost_seconds: int = Field(0, description="Training that was not saved when an attempt ended.")
+    unsettled: Annotated[list[Unsettled], Field(max_length=MAX_UNSETTLED)] = Field(
+        [],
+        description="Attempts of which it is not known what was lost, before a later one tells what it resumed.",
+    )
     cost: Cost | None = None
     fallback: Fallback | None = None
     timeline: Annotated[list[Interruption], Field(max_length=MAX_TIMELINE)] = []

@@ -14,6 +14,7 @@ from spot_training.api.status import (
 )
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
+from spot_training.control.losses import note_report
 from spot_training.control.policies.classify import (
     POD_STATUS_REASONS,
     RETRYABLE,
@@ -115,6 +116,7 @@ def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
     report = next((pods[index].report for index in sorted(pods) if pods[index].report is not None), None)
     if report is None:
         return
+    note_report(draft, report)
     if report.step is not None:
         draft.set(step=report.step)
     if report.total_steps is not None:
@@ -200,9 +202,8 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
                 draft.asks.add(Ask.LIVE_PODS)
                 return
         if pod is None:
-            judgement = Judgement(
-                "Disruption", "PodGone", f"the pod of rank {index} is gone, and nobody saw its end"
-            )
+            gone = f"the pod of rank {index} is gone, and nobody saw its end"
+            judgement = Judgement("Disruption", "NodeLost" if lost else "PodGone", lost or gone)
         elif lost or pod.exit is not None or pod.ended or pod.deleting or pod.removed:
             judgement = classify(Case(pod, False, lost, retryable))
         else:
@@ -222,7 +223,7 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
 
 
 def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -> None:
-    name = pod.node if pod else None
+    name = pod.node if pod else next((ref.name for ref in draft.current.nodes if ref.index == index), None)
     where = f" on node {name}" if name else ""
     message = f"rank {index}{where}: {judgement.message}"
     peers = _peers(draft, index)
@@ -335,6 +336,7 @@ def _settle_undecided(draft: Draft) -> None:
             return
         if fate is not None and fate.fate is not Fate.ALIVE:
             _decide(draft, "Disruption", "NodeLost", f"a peer's machine was lost: {fate.why}")
+            draft.record(current.attempt, node=ref.name, lost_uid=ref.uid, pool=current.pool_of(ref.index))
             return
         if ref.index != exit_.index and ref.name not in peers:
             peers.append(ref.name)

@@ -233,6 +233,10 @@ class Cache:
         """Jobs with an open attempt in the pool."""
         return self._index.in_pool(pool)
 
+    def lost_in(self, pool: str) -> dict[str, str]:
+        """When machines of the pool were lost without a notice, by their UID, as far as jobs remember."""
+        return self._index.lost_in(pool)
+
     def shape_of(
         self, job: Job, volumes: tuple[Terms, ...] = (), together: int = 1, ceiling: Decimal | None = None
     ) -> Shape:

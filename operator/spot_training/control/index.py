@@ -25,6 +25,7 @@ class JobIndex:
         self._holding: dict[Key, dict[str, Job]] = defaultdict(dict)
         self._on_node: dict[str, dict[str, Job]] = defaultdict(dict)
         self._in_pool: dict[str, dict[str, Job]] = defaultdict(dict)
+        self._lost: dict[str, dict[str, Job]] = defaultdict(dict)
         self.starting: dict[str, Job] = {}
         """By UID, the jobs with an attempt that is neither stopped nor running as a whole yet."""
 
@@ -51,6 +52,15 @@ class JobIndex:
         """Jobs with an open attempt in the pool."""
         return list(self._in_pool.get(name, {}).values())
 
+    def lost_in(self, pool: str) -> dict[str, str]:
+        """When machines of the pool were lost without a notice, by their UID, as far as jobs remember."""
+        found: dict[str, str] = {}
+        for job in self._lost.get(pool, {}).values():
+            for entry in job.status.timeline:
+                if entry.lost_uid and entry.stopped_at and entry.pool == pool:
+                    found[entry.lost_uid] = max(entry.stopped_at, found.get(entry.lost_uid, ""))
+        return found
+
     def claim_user(self, job: Job) -> Job | None:
         """The oldest other live job that has the job's claim; between two of its attempts it keeps it."""
         users = []
@@ -68,6 +78,8 @@ class JobIndex:
         claim = job.namespace, job.claim
         current = job.status.current
         self._with_claim[claim][job.uid] = job
+        for pool in _lossy(job):
+            self._lost[pool][job.uid] = job
         for ref in current.nodes if current is not None and job.open_attempt else ():
             self._on_node[ref.name][job.uid] = job
         if current is not None and job.open_attempt:
@@ -87,6 +99,8 @@ class JobIndex:
         _remove(self._with_claim, claim, job.uid)
         _remove(self._holding, claim, job.uid)
         self.starting.pop(job.uid, None)
+        for pool in _lossy(job):
+            _remove(self._lost, pool, job.uid)
         for pool in job.status.current.pools if job.status.current is not None else ():
             _remove(self._in_pool, pool, job.uid)
         for ref in job.status.current.nodes if job.status.current else ():
@@ -131,6 +145,11 @@ class Reserved:
         self._sums[kind] = self._sums.get(kind, 0) + pods
         if not self._sums[kind]:
             del self._sums[kind]
+
+
+def _lossy(job: Job) -> set[str]:
+    """Pools of which the job remembers a machine that was lost."""
+    return {entry.pool for entry in job.status.timeline if entry.lost_uid and entry.pool}
 
 
 def _age(job: Job) -> tuple[float, str]:

@@ -4,13 +4,13 @@ Labels are bounded: pools, reasons from closed tables, phases, HTTP methods and 
 what jobs cost has their namespaces and chosen labels as well (``charges.py``), of which so many are kept apart. The
 server is aiohttp's, which is here anyway, on the loop that does everything else: prometheus_client's
 own takes a thread, in which it would read the caches while the loop changes them. A scrape takes milliseconds, as
-nothing in it grows with the cluster but the count of jobs by phase.
+nothing in it grows with the cluster but the count of jobs by phase, and the pools.
 """
 
 import asyncio
 import socket
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, get_args
 
@@ -22,9 +22,11 @@ from prometheus_client.registry import Collector
 
 from spot_training.api.status import Phase, SpotTrainingJobStatus
 from spot_training.control.charges import Charges
+from spot_training.control.conditions import find
 from spot_training.control.observations import (
     ClaimFilled,
     Counted,
+    FellBack,
     MoneyRanOut,
     Opened,
     Recovered,
@@ -89,6 +91,12 @@ class Metrics:
             "Jobs whose onDemand.maxCost pays for no on-demand machines any more",
             registry=registry,
         )
+        self._fell_back = Counter(
+            "spot_operator_on_demand_fallbacks",
+            "Attempts opened on an on-demand pool because no spot pool had room",
+            ["pool"],
+            registry=registry,
+        )
         self._went_back = Counter(
             "spot_operator_back_to_spot",
             "Attempts on an on-demand pool that were stopped because spot machines pay",
@@ -130,10 +138,10 @@ class Metrics:
         """Ask these at each scrape: the phase of every job, how many wait to be looked at, whether this one leads, the
         pools.
 
-        Only the leader tells the jobs, so that they can be summed over the replicas.
+        Only the leader tells of jobs and pools, so that they can be summed over the replicas.
         """
         self.registry.register(_Jobs(lambda: phases() if leading() else ()))
-        self.registry.register(_Headroom(lambda: pools() if leading() else ()))
+        self.registry.register(_Pools(lambda: pools() if leading() else ()))
         self._queue_depth.set_function(queue_depth)
         self._leader.set_function(leading)
         self._tasks.set_function(lambda: len(asyncio.all_tasks()))
@@ -160,6 +168,8 @@ class Metrics:
                     self._ran_out.inc()
                 case ClaimFilled():
                     self._claims_full.inc()
+                case FellBack(pool=pool):
+                    self._fell_back.labels(pool).inc()
                 case WentBack(pool=pool):
                     self._went_back.labels(pool).inc()
 
@@ -183,26 +193,56 @@ class _Jobs(Collector):
         yield made
 
 
-class _Headroom(Collector):
-    """Nodes that pools keep warm: they are in no job's bill."""
+class _Pools(Collector):
+    """What stands in the status of the pools. Nodes that a pool keeps warm are in no job's bill."""
 
     def __init__(self, pools: Callable[[], Iterable[Pool]]) -> None:
         self._pools = pools
 
     def collect(self) -> Iterator[Metric]:
-        wanted = GaugeMetricFamily(
-            "spot_operator_headroom_wanted_nodes", "Nodes that the pool is to keep warm", labels=["pool"]
-        )
-        warm = GaugeMetricFamily(
-            "spot_operator_headroom_warm_nodes",
-            "Nodes that the pool keeps warm; what they cost is in no job's bill",
-            labels=["pool"],
-        )
-        for pool in self._pools():
-            if pool.status.headroom is not None:
-                wanted.add_metric([pool.name], pool.status.headroom.nodes)
-                warm.add_metric([pool.name], pool.status.headroom.warm)
-        yield from (wanted, warm)
+        pools = list(self._pools())
+        for name, (words, value) in _OF_POOLS.items():
+            made = GaugeMetricFamily(f"spot_operator_{name}", words, labels=["pool"])
+            for pool in pools:
+                amount = value(pool)
+                if amount is not None:
+                    made.add_metric([pool.name], amount)
+            yield made
+
+
+def _rate(pool: Pool) -> float | None:
+    shown = pool.status.interruptions.rate_per_node_hour
+    return float(shown) if shown is not None else None
+
+
+def _breaker(pool: Pool) -> float | None:
+    found = find(pool.status.conditions, "BreakerOpen")
+    return float(found.status == "True") if found is not None else None
+
+
+_OF_POOLS: Final[Mapping[str, tuple[str, Callable[[Pool], float | None]]]] = {
+    "pool_nodes": ("Nodes of the pool", lambda pool: pool.status.nodes.total),
+    "pool_ready_nodes": ("Those that are Ready", lambda pool: pool.status.nodes.ready),
+    "pool_reclaiming_nodes": (
+        "Those with a notice that they will be taken",
+        lambda pool: pool.status.nodes.reclaiming,
+    ),
+    "pool_gpus": ("GPUs of the pool's nodes that take pods now", lambda pool: pool.status.gpus.total),
+    "pool_free_gpus": (
+        "Those that neither a pod uses nor a starting attempt will use",
+        lambda pool: pool.status.gpus.free,
+    ),
+    "pool_interruptions_per_node_hour": ("Decayed rate of interruptions", _rate),
+    "pool_breaker_open": ("1: nothing new is placed in the pool; absent: it has no breaker", _breaker),
+    "headroom_wanted_nodes": (
+        "Nodes that the pool is to keep warm",
+        lambda pool: pool.status.headroom.nodes if pool.status.headroom else None,
+    ),
+    "headroom_warm_nodes": (
+        "Nodes that the pool keeps warm; what they cost is in no job's bill",
+        lambda pool: pool.status.headroom.warm if pool.status.headroom else None,
+    ),
+}
 
 
 @asynccontextmanager

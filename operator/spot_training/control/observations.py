@@ -66,6 +66,13 @@ class MoneyRanOut:
 
 
 @dataclass(frozen=True, slots=True)
+class FellBack:
+    """An attempt was opened on an on-demand pool, since no spot pool had room."""
+
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
 class WentBack:
     """A job left the machines of an on-demand pool, since there was room on spot ones."""
 
@@ -77,7 +84,7 @@ class ClaimFilled:
     """An attempt found its checkpoint claim full."""
 
 
-Observation = Counted | Opened | Recovered | MoneyRanOut | WentBack | ClaimFilled
+Observation = Counted | Opened | Recovered | MoneyRanOut | FellBack | WentBack | ClaimFilled
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +113,8 @@ def charges(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list
     hours, more_hours = _grown(before, after, "spot_hours"), _grown(before, after, "on_demand_hours")
     spent, more_spent = _grown(before, after, "spent"), _grown(before, after, "on_demand_spent")
     otherwise = _grown(before, after, "on_demand_equivalent")
-    lost = max(0, after.lost_seconds - before.lost_seconds)
+    settled = _settled(before, after, current.attempt)
+    lost = max(0, after.lost_seconds - before.lost_seconds - sum(each.lost_seconds for each in settled))
     kind = current.terms.capacity_type if current.terms is not None else "Spot"
     if current.on_demand is None:
         found = [Charge(current.pool, kind, *_floats(hours + more_hours, spent, otherwise), lost)]
@@ -114,7 +122,19 @@ def charges(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> list
         rest = Charge(current.pool, kind, *_floats(hours, spent - more_spent, otherwise - more_spent), lost)
         apart = Charge(current.on_demand.pool, "OnDemand", *_floats(more_hours, more_spent, more_spent), 0)
         found = [rest, apart]
-    return [each for each in found if each.hours or each.lost_seconds]
+    return [each for each in [*found, *settled] if each.hours or each.lost_seconds]
+
+
+def _settled(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus, newest: int) -> list[Charge]:
+    """What turned out to have been lost with earlier attempts, where they were."""
+    cost_before = before.cost.attempts if before.cost is not None else []
+    was = {(each.attempt, each.pool): each.lost_seconds for each in cost_before}
+    found = []
+    for each in after.cost.attempts if after.cost is not None else ():
+        more = each.lost_seconds - was.get((each.attempt, each.pool), each.lost_seconds)
+        if each.attempt != newest and more > 0:
+            found.append(Charge(each.pool, each.capacity_type, 0.0, 0.0, 0.0, more))
+    return found
 
 
 def _grown(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus, name: str) -> Decimal:
@@ -141,6 +161,8 @@ def observations(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) ->
     opened = after.current
     if opened is not None and opened.attempt > (ended.attempt if ended else 0):
         found.append(Opened(opened.pool))
+        if opened.terms is not None and opened.terms.capacity_type == "OnDemand":
+            found.append(FellBack(opened.pool))
     if is_true(after.conditions, "BudgetExhausted") and not is_true(before.conditions, "BudgetExhausted"):
         found.append(MoneyRanOut())
     if opened is not None and _stopped_for(after) == "BackToSpot" != _stopped_for(before):

@@ -346,8 +346,10 @@ class Operator:
             self._wake_claim(key)
 
     def prices_changed(self) -> None:
-        """What was too dear may not be so any more."""
+        """What was too dear may not be so any more, and pools say what they cost."""
         self.placer.wake()
+        for name in self.cache.pools.items:
+            self.pools.add_after(name, POOL_REPORT_SECONDS)
 
     def _wake_claim(self, claim: tuple[str, str]) -> None:
         """Look at the jobs that name the claim: whoever had it may be done with it."""

@@ -57,7 +57,9 @@ def _offer(draft: Draft, pool: Pool, pods: int) -> Offer | None:
     price = _agreed_price(draft, pool)
     if price is None:
         return None
-    rate = price * largest_share(draft, pool)
+    # An autoscaler may bring smaller machines than there are, of which a pod is a larger part.
+    part = Decimal(1) if pool.spec.provisioning == "Autoscaled" else largest_share(draft, pool)
+    rate = price * part
     return Offer(pods, rate, left(draft), grace_seconds(draft.job, pool))
 
 

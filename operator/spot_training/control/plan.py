@@ -21,6 +21,7 @@ from spot_training.control.claims import (
 )
 from spot_training.control.draft import Draft, Plan, moment
 from spot_training.control.fullclaim import note_full, note_tried, release, why_waiting
+from spot_training.control.losses import count_lost
 from spot_training.control.policies.affinity import HOSTNAME
 from spot_training.control.policies.avoid import avoided
 from spot_training.control.policies.demand import USUAL_INTERVAL_SECONDS, Choice
@@ -83,8 +84,8 @@ def _count(draft: Draft) -> None:
     current, end = draft.current, draft.current.end
     if end is None:
         return
-    _count_lost(draft)
     spending.close(draft)
+    count_lost(draft)
     ondemand.note_ended(draft)
     note_end(draft)
     note_proven(draft)
@@ -128,22 +129,6 @@ def _count_by_class(draft: Draft, end: End) -> None:
         if end.reason == "PodsRefused":
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
-
-
-def _count_lost(draft: Draft) -> None:
-    """Seconds of training that were not saved, where the program says when it saved."""
-    current = draft.current
-    started, ended = moment(current.started_at), moment(current.end.at if current.end else None)
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    if (
-        started is None
-        or ended is None
-        or saved is None
-        or current.end is None
-        or current.end.cls == "Completed"
-    ):
-        return
-    draft.set(lost_seconds=draft.status.lost_seconds + max(0, int(ended - max(saved, started))))
 
 
 def _finish(draft: Draft, succeeded: bool, reason: str, message: str) -> None:

@@ -1,10 +1,11 @@
 """Status of SpotPools: what is there, what is free, what is being taken, who uses it; and the nodes they keep warm."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
 from spot_training.api.names import API_VERSION, POOL_KIND, POOL_PLURAL
 from spot_training.api.pool import SpotPoolStatus
+from spot_training.api.times import parse_time
 from spot_training.cluster.client import ApiError, Client, core_path
 from spot_training.control.apply import CONFLICT, NOT_FOUND
 from spot_training.control.cache import Cache
@@ -20,8 +21,9 @@ from spot_training.control.headroom import (
 )
 from spot_training.control.ledger import Ledger
 from spot_training.control.patch import merge_patch
+from spot_training.control.policies.interruptions import machine_key, machines_of, mark_of, remembered
 from spot_training.control.poolstatus import Seen, next_look, pool_status
-from spot_training.control.world import Pool
+from spot_training.control.world import Node, Pool
 
 
 class PoolReporter:
@@ -133,4 +135,33 @@ class PoolReporter:
             free={name: ledger.free(name).get(resource, 0) for name in members},
             users=tuple(self._cache.users(pool.name)),
             overlaps=overlaps,
+            prices=supply.prices,
+            lost={uid: parse_time(at) for uid, at in self._cache.lost_in(pool.name).items()},
+            vanished=self._vanished(pool, members),
+            moved=self._moved(pool, members),
+        )
+
+    def _vanished(self, pool: Pool, members: Mapping[str, Node]) -> frozenset[str]:
+        """Keys of the machines that were in the pool at the last look, and whose Nodes are gone from the cluster."""
+        if not pool.spec.node_deletion_means_gone:
+            return frozenset()
+        missing = machines_of(pool.status.interruptions)
+        for nodes in (members, self._cache.supply.nodes):
+            if missing:
+                missing -= {machine_key(node.uid) for node in nodes.values()}
+        return frozenset(missing)
+
+    def _moved(self, pool: Pool, members: Mapping[str, Node]) -> frozenset[str]:
+        """Marks on the pool's nodes that another pool has counted, which the node has left."""
+        counted = remembered(pool.status.interruptions)
+        marked = ((node, mark_of(node)) for node in members.values())
+        fresh = {mark: node for node, mark in marked if mark is not None and mark not in counted}
+        if not fresh:
+            return frozenset()
+        near = self._cache.supply.pools_of
+        return frozenset(
+            mark
+            for name, other in self._cache.pools.items.items()
+            for mark in fresh.keys() & remembered(other.status.interruptions)
+            if name not in near(fresh[mark].name)
         )

@@ -7,15 +7,24 @@
 - A pool whose selector matches nothing is not available, for the reason ``NoNodes``.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 from spot_training.api.model import Condition
-from spot_training.api.pool import GpuCounts, NodeCounts, SpotPoolStatus, Users
+from spot_training.api.pool import GpuCounts, NodeCounts, Price, SpotPoolStatus, Users
 from spot_training.api.times import format_second
 from spot_training.control import conditions
 from spot_training.control.policies.fitting import usable
-from spot_training.control.policies.interruptions import breaker_until, bring_forward, marks_of, next_change
+from spot_training.control.policies.interruptions import (
+    Signs,
+    breaker_until,
+    bring_forward,
+    machine_key,
+    marks_of,
+    next_change,
+)
+from spot_training.control.policies.price import price_range, write_amount
 from spot_training.control.world import Job, Node, Pool
 
 MAX_NAMES = 16
@@ -24,13 +33,19 @@ MAX_NAMES = 16
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A pool as it is now. ``free``: GPUs by node, after reservations; ``overlaps``: nodes with another pool that
-    has them, too; ``users``: jobs with an open attempt here.
+    has them, too; ``users``: jobs with an open attempt here; ``prices``: what the price file says, by pool;
+    ``lost``: when machines were lost without a notice, by UID, as jobs remember it; ``vanished``: keys of those whose
+    Nodes have gone; ``moved``: marks that a pool has counted in which the node was.
     """
 
     members: tuple[Node, ...] = ()
     free: dict[str, int] | None = None
     users: tuple[Job, ...] = ()
     overlaps: tuple[tuple[str, str], ...] = ()
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
+    lost: Mapping[str, float] = field(default_factory=dict)
+    vanished: Set[str] = frozenset()
+    moved: Set[str] = frozenset()
 
 
 def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
@@ -39,7 +54,7 @@ def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
     open_nodes = [node for node in members if usable(node)]
     total = sum(node.capacity.get(pool.spec.gpu_resource, 0) for node in open_nodes)
     interruptions = bring_forward(
-        pool.status.interruptions, pool.status.nodes.total, marks_of(members), len(members), now
+        pool.status.interruptions, pool.status.nodes.total, _signs(pool, seen, now), len(members), now
     )
     names = sorted(f"{job.namespace}/{job.name}" for job in seen.users)
     made = SpotPoolStatus(
@@ -52,10 +67,32 @@ def pool_status(pool: Pool, seen: Seen, now: float) -> SpotPoolStatus:
         gpus=GpuCounts(total=total, free=sum(free.get(node.name, 0) for node in open_nodes)),
         interruptions=interruptions,
         jobs=Users(count=len(names), names=names[:MAX_NAMES]),
+        price=_price(pool, seen),
         conditions=pool.status.conditions,
     )
     with_room = sum(1 for node in open_nodes if free.get(node.name, 0) > 0)
     return made.model_copy(update={"conditions": _conditions(pool, made, with_room, seen, now)})
+
+
+def _signs(pool: Pool, seen: Seen, now: float) -> Signs:
+    # What a person or an autoscaler takes away has been cordoned before.
+    missed = [node for node in seen.members if node.notice is None and node.schedulable]
+    lost = {machine_key(uid): at for uid, at in seen.lost.items()}
+    return Signs(
+        marks=marks_of(seen.members),
+        moved=seen.moved,
+        lost=dict.fromkeys(seen.vanished, now) | lost,
+        silent={machine_key(node.uid) for node in seen.members if not node.ready},
+        machines={machine_key(node.uid) for node in missed if pool.spec.node_deletion_means_gone},
+    )
+
+
+def _price(pool: Pool, seen: Seen) -> Price | None:
+    found = price_range(seen.members, pool, seen.prices)
+    if found is None:
+        return None
+    lowest, highest = (write_amount(each) for each in found)
+    return Price(lowest=lowest, highest=highest, shown=lowest if lowest == highest else f"{lowest}-{highest}")
 
 
 def next_look(pool: Pool, now: float) -> float:

@@ -294,17 +294,20 @@ def _report(said: Json) -> Report:
         value = said.get(key)
         return value[:256] if isinstance(value, str) else None
 
-    try:
-        saved = seconds(word("checkpointTime"))
-    except ValueError:
-        saved = None
+    def time(key: str) -> float | None:
+        try:
+            return seconds(word(key))
+        except ValueError:
+            return None
+
     return Report(
         reason=word("reason") or "",
         step=whole("step"),
         total_steps=whole("totalSteps"),
         checkpoint_step=whole("checkpointStep"),
-        checkpoint_time=saved,
+        checkpoint_time=time("checkpointTime"),
         resumed_step=whole("resumedStep"),
+        resumed_time=time("resumedTime"),
         volume_full=VOLUME_FULL in (word("reason"), word("saveTrouble")),
         extras=_extras(said.get("extras")),
     )

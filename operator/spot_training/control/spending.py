@@ -21,7 +21,7 @@ from spot_training.api.status import (
 from spot_training.control.draft import Draft, moment
 from spot_training.control.pods import grace_seconds
 from spot_training.control.policies.budget import HOUR, MARGIN_SECONDS, share
-from spot_training.control.policies.cost import Sums, Used, cost, hours
+from spot_training.control.policies.cost import Sums, Used, cost
 from spot_training.control.policies.fate import Fate, Verdict
 from spot_training.control.policies.price import node_price, write_amount
 from spot_training.control.stopped import fates_of, ranks
@@ -167,6 +167,20 @@ def close(draft: Draft) -> None:
     _write(draft, ended.plus(_cost(draft.current, used)), Sums(), used, held + unseen)
 
 
+def enter_lost(draft: Draft, attempt: int, seconds: int) -> None:
+    """Enter what was lost with an attempt into its part of the bill, as far as that is kept; where ranks had a pool
+    apart, into that of the others.
+    """
+    bill = draft.status.cost
+    mine = [each for each in bill.attempts if each.attempt == attempt] if bill is not None else []
+    if bill is None or not mine or not seconds:
+        return
+    entry = next((each for each in mine if each.capacity_type == "Spot"), mine[0])
+    made = entry.model_copy(update={"lost_seconds": entry.lost_seconds + seconds})
+    attempts = [made if each is entry else each for each in bill.attempts]
+    draft.set(cost=bill.model_copy(update={"attempts": attempts}))
+
+
 def refresh(draft: Draft) -> None:
     """Bring the bill up to now, where the status is written anyway, or nobody has done so for a while."""
     current, before = draft.status.current, draft.status.cost
@@ -223,15 +237,16 @@ def _entry(current: Current, pool: str, used: list[Used]) -> AttemptCost:
     total = cost(used, terms)
     nodes = []
     for each in used[:MAX_COST_NODES]:
-        time = hours(each, terms)
+        alone = cost([each], terms)
         priced = each.price is not None
         nodes.append(
             NodeCost(
                 index=each.index,
                 name=each.node,
                 price=write_amount(each.price) if each.price is not None else None,
-                hours=write_amount(time),
-                spent=write_amount(time * (each.price or 0)) if priced else None,
+                hours=write_amount(alone.spot_hours + alone.on_demand_hours),
+                spent=write_amount(alone.spent) if priced else None,
+                on_demand_equivalent=write_amount(alone.on_demand_equivalent) if priced else None,
             )
         )
     return AttemptCost(
@@ -241,6 +256,7 @@ def _entry(current: Current, pool: str, used: list[Used]) -> AttemptCost:
         hours=write_amount(total.spot_hours + total.on_demand_hours),
         spent=write_amount(total.spent),
         on_demand_equivalent=write_amount(total.on_demand_equivalent),
+        saved_percent=total.saved_percent(),
         nodes=nodes,
     )
 

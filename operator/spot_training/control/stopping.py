@@ -100,10 +100,22 @@ def stop_attempt(
         pool = draft.pool_on(node)
         draft.record_new(
             Interruption(
-                attempt=current.attempt, reason=cause, node=node, pool=pool, stopped_at=draft.stamp()
+                attempt=current.attempt,
+                reason=cause,
+                node=node,
+                lost_uid=_uid(draft, node) if cause == "NodeLost" else None,
+                pool=pool,
+                stopped_at=draft.stamp(),
             )
         )
         _record_notice(draft, notices_of(draft, draft.pods()))
+
+
+def _uid(draft: Draft, name: str | None) -> str | None:
+    """UID of the machine of that name that the attempt is on; nobody knows it where it was gone before it was seen."""
+    known = next((ref.uid for ref in draft.current.nodes if ref.name == name), None)
+    node = draft.world.nodes.get(name or "")
+    return known or (node.uid if node is not None else None)
 
 
 def _record_notice(draft: Draft, notices: list[tuple[str, Notice]]) -> None:

@@ -68,6 +68,7 @@ class Supply:
         self._training: dict[str, dict[str, int]] = defaultdict(dict)
         self._fits: dict[str, OrderedDict[Shape, Fit]] = {}
         self._gpus: dict[str, int] = {}
+        self._own_prices: dict[str, tuple[int, Decimal]] = {}
 
     @classmethod
     def of(
@@ -90,6 +91,7 @@ class Supply:
         if before is not None:
             for pool in self._pools_of.pop(before.name, ()):
                 self._members[pool].pop(before.name, None)
+                self._own_prices.pop(pool, None)
                 self._touch(pool, before.name)
             del self.nodes[before.name]
         if after is not None:
@@ -98,6 +100,7 @@ class Supply:
             self._pools_of[after.name] = pools
             for name in pools:
                 self._members[name][after.name] = after
+                self._own_prices.pop(name, None)
                 self._touch(name, after.name)
         self.version += 1
 
@@ -113,6 +116,7 @@ class Supply:
                 self._pools_of[name] = tuple(each for each in self._pools_of[name] if each != before.name)
             del self.pools[before.name], self._fits[before.name]
             self._gpus.pop(before.name, None)
+            self._own_prices.pop(before.name, None)
         if after is not None:
             self.pools[after.name] = after
             mine = {name: node for name, node in self.nodes.items() if belongs(node, after)}
@@ -177,8 +181,17 @@ class Supply:
         return self._pools_of.get(node, ())
 
     def price(self, pool: str) -> Decimal | None:
-        """Price of one of the pool's nodes for an hour, None where nobody has said."""
-        return pool_price(self.pools[pool], self.prices)
+        """Price of one of the pool's nodes for an hour, on an average; None where nobody has said."""
+        usual = pool_price(self.pools[pool], self.prices)
+        known = self._own_prices.get(pool)
+        if known is None:
+            own = [node.price for node in self._members[pool].values() if node.price is not None]
+            known = self._own_prices[pool] = len(own), sum(own, Decimal(0))
+        count, total = known
+        if not count:
+            return usual
+        rest = len(self._members[pool]) - count if usual is not None else 0
+        return (total + rest * (usual or 0)) / (count + rest)
 
     def gpus_per_node(self, pool: str) -> int:
         """GPUs of the pool's largest node, 1 where it has none."""

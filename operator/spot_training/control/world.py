@@ -70,7 +70,8 @@ def template_claim(job: str) -> str:
 class Report:
     """What the training code says of itself in its termination message; unknown fields are None.
 
-    ``volume_full``: there was no room for the last checkpoint that it wanted to save.
+    ``volume_full``: there was no room for the last checkpoint that it wanted to save; ``resumed_time``: when the one
+    was saved that it went on from.
     """
 
     reason: str = ""
@@ -81,6 +82,7 @@ class Report:
     resumed_step: int | None = None
     extras: Mapping[str, str] = field(default_factory=dict)
     volume_full: bool = False
+    resumed_time: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

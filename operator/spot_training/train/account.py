@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 class Account:
     """Steps and times of the newest checkpoint, seconds of the last save and load.
 
-    `own_step` is of the newest checkpoint in this job's own directory, `save_seconds` None while this attempt has
+    `own_step` is of the newest checkpoint in this job's own directory, `resumed_time` of the one that was loaded,
+    `save_seconds` None while this attempt has
     saved none, `stall_seconds` what the last save has kept the program from its steps, `trouble` why it failed.
     """
 
     checkpoint_step: int | None = None
     checkpoint_time: float | None = None
+    resumed_time: float | None = None
     own_step: int | None = None
     load_seconds: float | None = None
     save_seconds: float | None = None
@@ -33,6 +35,7 @@ class Account:
         """A checkpoint was loaded, in so many seconds."""
         self.load_seconds = seconds
         self.checkpoint_step, self.checkpoint_time = loaded.step, loaded.time
+        self.resumed_time = loaded.time
         self.own_step = None if loaded.borrowed else loaded.step
 
     def note_saved(self, saved: Saved) -> None:
@@ -50,9 +53,11 @@ class Account:
     def facts(self) -> dict[str, Any]:
         """The fields of the termination message that are about checkpoints."""
         at, saved = self.checkpoint_time, self.save_seconds is not None
+        resumed = self.resumed_time
         return {
             "checkpointStep": self.checkpoint_step,
             "checkpointTime": None if at is None else report.format_time(at),
+            "resumedTime": None if resumed is None else report.format_time(resumed),
             "saveSeconds": None if self.save_seconds is None else round(self.save_seconds, 3),
             "stallSeconds": round(self.stall_seconds, 3) if saved else None,
             "loadSeconds": None if self.load_seconds is None else round(self.load_seconds, 3),

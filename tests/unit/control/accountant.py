@@ -7,15 +7,14 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 from tests.unit.control.market import Usage
-from tests.unit.control.sim import GPUS
 
 
-def spent(usages: Iterable[Usage], pool: str, now: float) -> Fraction:
-    """What the pool's machines have cost up to now: seconds, times the price of one, times the part of its GPUs."""
+def spent(usages: Iterable[Usage], pools: str, now: float) -> Fraction:
+    """What these pools' machines have cost up to now: seconds, times the price of one, times the part of its GPUs."""
     total = Fraction(0)
     for each in usages:
-        if each.pool == pool:
+        if each.pool in pools:
             until = now if each.until is None else min(each.until, now)
             seconds = max(Fraction(0), Fraction(until) - Fraction(each.since))
-            total += seconds * each.price * Fraction(each.gpus, GPUS) / 3600
+            total += seconds * each.price * Fraction(each.gpus, each.of) / 3600
     return total

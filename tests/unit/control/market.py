@@ -9,37 +9,50 @@ from typing import Any
 
 from spot_training.api.times import format_second, parse_time
 from tests.unit.control.objects import Json, raw_pool
-from tests.unit.control.sim import GPUS, Sim
+from tests.unit.control.sim import Sim
 
 GPU = "nvidia.com/gpu"
 
 
 @dataclass
 class Usage:
-    """A pod on a machine: its pool, when its kubelet took it in and when nothing of it ran any more."""
+    """A pod on a machine: its pool, its price and GPUs when its kubelet took the pod in, since when, and when nothing
+    of it ran any more.
+    """
 
     pod: str
     node: str
     pool: str
     price: Fraction
     gpus: int
+    of: int
     since: float
     until: float | None = None
 
 
 class Market(Sim):
-    """A spot pool ``a`` and an on-demand pool ``b``. The rest of what happens is up to ``chance``."""
+    """A spot pool ``a``, an on-demand pool ``b``, and one, ``c``, whose machines an autoscaler brings. They are of two
+    sizes. The rest of what happens is up to ``chance``.
+    """
 
     def __init__(self, job: Json, chance: random.Random, spot: list[str], on_demand: list[str]) -> None:
         self.chance = chance
         self.pools = {
             "a": raw_pool("a", noticeSeconds=60, pricePerNodeHour="1.00", onDemandPricePerNodeHour="4.00"),
             "b": raw_pool("b", noticeSeconds=60, capacityType="OnDemand", pricePerNodeHour="4.00"),
+            "c": raw_pool(
+                "c",
+                noticeSeconds=60,
+                capacityType="OnDemand",
+                pricePerNodeHour="5.00",
+                provisioning="Autoscaled",
+            ),
         }
         self.price_file: dict[str, str] = {}
         self.usages: dict[str, Usage] = {}
         self.ends: dict[str, tuple[float, str]] = {}
-        self.quotes: dict[str, dict[str, Fraction]] = {}
+        self.sizes: dict[str, int] = {}
+        self._brought = 0
         super().__init__(job, self.pools["a"], [*spot, *on_demand])
 
     def pool_of(self, node: str) -> str:
@@ -55,7 +68,29 @@ class Market(Sim):
     def add_machine(self, name: str) -> None:
         super().add_machine(name)
         self.nodes[name]["metadata"]["labels"] = {"pool": self.pool_of(name)}
+        self.nodes[name]["status"]["allocatable"][GPU] = str(self.size(name))
         self._tell("nodes", "MODIFIED", self.nodes[name])
+
+    def size(self, name: str) -> int:
+        """GPUs of the machine."""
+        return self.sizes.setdefault(name, self.chance.choice([4, 8]))
+
+    def autoscale(self) -> None:
+        """The autoscaler brings a machine for a pod that has none, and takes away one that nobody uses."""
+        for name in [name for name in self.nodes if self.pool_of(name) == "c"]:
+            used = any(each.node == name and each.until is None for each in self.usages.values())
+            if not used and not self.on(name) and self.machine[name] == "up" and self.chance.random() < 0.5:
+                self._tell("nodes", "DELETED", self.nodes.pop(name))
+                del self.machine[name], self.leases[name]
+        for pod in self.pods.values():
+            if not pod["spec"].get("nodeName") and _pool(pod) == "c" and self.chance.random() < 0.7:
+                self._brought += 1
+                self.add_machine(f"c{self._brought}")
+
+    def unstarted(self, pool: str) -> list[Json]:
+        """Pods of the pool that no kubelet has taken in yet."""
+        every = [pod for pod in self.pods.values() if _pool(pod) == pool]
+        return [pod for pod in every if pod["metadata"]["uid"] not in self.usages]
 
     def change_node_price(self, name: str, price: str | None) -> None:
         annotations = self.nodes[name]["metadata"].setdefault("annotations", {})
@@ -67,11 +102,6 @@ class Market(Sim):
     def change_pool_price(self, name: str, price: str) -> None:
         self.pools[name]["spec"]["pricePerNodeHour"] = price
         self._tell("pools", "MODIFIED", self.pools[name])
-
-    def _tell(self, kind: str, type_: str, raw: Json) -> Json:
-        if (kind, type_) == ("pods", "ADDED"):
-            self.quotes[raw["metadata"]["uid"]] = {name: self.price_of(name) for name in self.nodes}
-        return super()._tell(kind, type_, raw)
 
     # Scheduler and kubelets
 
@@ -88,7 +118,7 @@ class Market(Sim):
             taken = sum(
                 _gpus(each) for each in self.on(name) if each["status"]["phase"] in ("Pending", "Running")
             )
-            fits = taken + _gpus(pod) <= GPUS and raw["metadata"]["labels"]["pool"] == _pool(pod)
+            fits = taken + _gpus(pod) <= self.size(name) and raw["metadata"]["labels"]["pool"] == _pool(pod)
             if not fits or name in off or raw["spec"].get("unschedulable") or self.ready(name) != "True":
                 continue
             pod["spec"]["nodeName"] = name
@@ -100,8 +130,9 @@ class Market(Sim):
     def accept(self, pod: Json) -> None:
         uid, name = pod["metadata"]["uid"], pod["spec"]["nodeName"]
         pod["status"]["startTime"] = format_second(self.now)
-        quoted = self.quotes[uid].get(name, self.price_of(name))
-        self.usages[uid] = Usage(uid, name, self.pool_of(name), quoted, _gpus(pod), self.now)
+        self.usages[uid] = Usage(
+            uid, name, self.pool_of(name), self.price_of(name), _gpus(pod), self.size(name), self.now
+        )
         limit = pod["spec"].get("activeDeadlineSeconds")
         if limit is not None:
             grace = pod["spec"]["terminationGracePeriodSeconds"]

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from spot_training.control.charges import Charges, metric_label
 from spot_training.control.metrics import Metrics
 from spot_training.control.observations import Charge, charges
+from spot_training.control.world import Report
 from tests.unit.control.build import Scene, job
 from tests.unit.control.test_cost import HOUR, end, priced, running
 from tests.unit.control.test_on_demand import on_demand, spot_is_back
@@ -64,6 +65,26 @@ def test_what_turns_out_to_have_been_less_is_not_paid_back() -> None:
     assert scene.status.cost is not None
     assert Decimal(scene.status.cost.spot_hours) < Decimal("0.07")
     assert all(each.spent >= 0 for each in scene.charged)
+
+
+def test_what_was_lost_is_charged_where_it_was_lost() -> None:
+    scene = charging(priced(pools=["a", "b"]))
+    running(scene)
+    scene.now += HOUR
+    name = scene.pod().node
+    scene.leases[name] = scene.now
+    scene.nodes = {each: made for each, made in scene.nodes.items() if made.labels["pool"] == "b"}
+    for _ in range(40):
+        if scene.status.current is not None and scene.current.attempt == 2:
+            break
+        scene.run(20)
+    running(scene)
+    scene.now += 100
+    report = Report("Preempted", step=9, resumed_step=0)
+    scene.exit(143, report=report, ended_at=scene.now, deleting=True).run()
+    lost = [(each.pool, each.lost_seconds) for each in scene.charged if each.lost_seconds]
+    assert sorted(lost) == [("a", 3600), ("b", 100)], scene.status.to_json()
+    assert sum(seconds for _, seconds in lost) == scene.status.lost_seconds
 
 
 def read(metrics: Metrics | CollectorRegistry, name: str, **labels: str) -> float | None:

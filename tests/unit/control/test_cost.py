@@ -166,6 +166,8 @@ def test_attempts_add_up_over_pools_and_restarts() -> None:
         (1, "a", "1.00"),
         (2, "b", "1.00"),
     ]
+    assert [each.saved_percent for each in made.attempts] == [75, 0]
+    assert [each.on_demand_equivalent for each in made.attempts[0].nodes] == ["4.00"]
     (on,) = made.attempts[1].nodes
     assert (on.index, on.price, on.hours, on.spent) == (0, "2.00", "0.50", "1.00")
 

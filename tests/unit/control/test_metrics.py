@@ -14,7 +14,9 @@ from spot_training.api.status import Phase, SpotTrainingJobStatus
 from spot_training.cluster.client import ApiError, Client, Connection
 from spot_training.control.main import main
 from spot_training.control.metrics import Metrics, serving
+from tests.unit.control.build import NOW, node, pool
 from tests.unit.control.test_observations import TABLE
+from tests.unit.control.test_pools import look, taken
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -56,7 +58,8 @@ async def test_what_was_written_is_read_from_the_port(server: tuple[Metrics, int
     assert sample(seen, "disruptions_total", reason="Other", pool="a") == 2
     assert sample(seen, "failures_total", reason="OOMKilled", pool="a") == 1
     assert sample(seen, "failures_total", reason="Other", pool="a") == 1
-    assert (sample(seen, "attempts_total", pool="a"), sample(seen, "attempts_total", pool="b")) == (3, 2)
+    assert (sample(seen, "attempts_total", pool="a"), sample(seen, "attempts_total", pool="b")) == (4, 3)
+    assert sample(seen, "on_demand_fallbacks_total", pool="b") == 1
     assert sample(seen, "unstarted_total", reason="ProvisionTimeout", pool="a") == 1
     assert sample(seen, "unstarted_total", reason="Other", pool="a") == 1
     assert sample(seen, "recovery_seconds_count", pool="a") == 3
@@ -87,6 +90,23 @@ async def test_what_stands_is_asked_at_each_scrape(server: tuple[Metrics, int]) 
     seen = await scrape(port)
     assert (sample(seen, "jobs", phase="Running"), sample(seen, "jobs", phase="Failed")) == (0, 1)
     assert sample(seen, "queue_depth") == 0
+
+
+async def test_pools_are_told_by_the_leader(server: tuple[Metrics, int]) -> None:
+    metrics, port = server
+    leading = [True]
+    limited = pool("a", maxInterruptionsPerHour=1)
+    made = look(limited, node("a1"), node("a2", ready=False), taken("a3"), lost={"one": NOW})
+    metrics.follow(lambda: (), lambda: 0, lambda: leading[0], lambda: [made, look(pool("b"))])
+    seen = await scrape(port)
+    names = ("nodes", "ready_nodes", "reclaiming_nodes", "gpus", "free_gpus", "breaker_open")
+    assert [sample(seen, f"pool_{name}", pool="a") for name in names] == [3, 2, 1, 4, 4, 1]
+    rate = made.status.interruptions.rate_per_node_hour
+    assert sample(seen, "pool_interruptions_per_node_hour", pool="a") == float(rate or 0) > 0
+    assert sample(seen, "pool_nodes", pool="b") == 0
+    assert ("spot_operator_pool_breaker_open", frozenset({("pool", "b")})) not in seen
+    leading[0] = False
+    assert not [name for name, _ in await scrape(port) if name.startswith("spot_operator_pool_")]
 
 
 async def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:

@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 
 from spot_training.api.status import SpotTrainingJobStatus
-from spot_training.control.observations import Counted, Observation, Opened, Recovered, observations
+from spot_training.control.observations import (
+    Counted,
+    FellBack,
+    Observation,
+    Opened,
+    Recovered,
+    observations,
+)
 from tests.unit.control.build import Scene, reclaim, spec, written
 from tests.unit.control.objects import Json
 
@@ -42,6 +49,27 @@ TABLE: dict[str, tuple[Json, Json, list[Observation]]] = {
     "nothing yet": ({}, {}, []),
     "waits": ({}, {"phase": "Pending", "ready": "0/2"}, []),
     "the first attempt opens": ({}, {"current": current(1)}, [Opened("a")]),
+    "an attempt opens on demand": (
+        {},
+        {"current": current(1, "b", terms={"capacityType": "OnDemand"})},
+        [Opened("b"), FellBack("b")],
+    ),
+    "it goes on there": (
+        {"current": current(1, "b", terms={"capacityType": "OnDemand"})},
+        {"current": current(1, "b", terms={"capacityType": "OnDemand"}, startedAt=at(3))},
+        [],
+    ),
+    "some of its ranks are on demand: no fallback": (
+        {},
+        {
+            "current": current(
+                1,
+                terms={"capacityType": "Spot"},
+                onDemand={"ranks": [0], "pool": "b", "terms": {"capacityType": "OnDemand"}},
+            )
+        },
+        [Opened("a")],
+    ),
     "it starts": ({"current": current(1)}, {"current": current(1, startedAt=at(3))}, []),
     "the first time that it runs is no recovery": (
         {"current": current(1)},

@@ -56,3 +56,13 @@ async def test_a_claim_wakes_the_jobs_that_name_it(operator: Operator) -> None:
     assert len(operator.jobs) == 0
     operator.take("claims", "ADDED", raw)
     assert len(operator.jobs) == 2
+
+
+async def test_another_price_is_shown_by_the_pools(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator.cache.pools.put(POOL)
+    reported: list[object] = []
+    monkeypatch.setattr(operator.pools, "add_after", lambda name, _: reported.append(name))
+    operator.prices_changed()
+    assert reported == ["a"]

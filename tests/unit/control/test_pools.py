@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from decimal import Decimal
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from spot_training.cluster.client import Client
 from spot_training.control.cache import Cache
 from spot_training.control.conditions import find
 from spot_training.control.policies.interruptions import (
+    Signs,
     bring_forward,
     interruption_rate,
     marks_of,
@@ -117,12 +119,13 @@ def test_looking_more_often_changes_nothing(steps: list[float]) -> None:
     once, often, now = Interruptions(as_of=format_time(NOW)), Interruptions(as_of=format_time(NOW)), NOW
     for step in steps:
         now += math.floor(step)
-        often = bring_forward(often, 4, {}, 4, now)
-    once = bring_forward(once, 4, {"m": None}, 5, now)
-    often = bring_forward(often, 4, {"m": None}, 5, now)
+        often = bring_forward(often, 4, Signs(), 4, now)
+    seen = Signs({"m": None})
+    once = bring_forward(once, 4, seen, 5, now)
+    often = bring_forward(often, 4, seen, 5, now)
     assert float(once.node_hours) == pytest.approx(float(often.node_hours), abs=0.02)
     assert (once.last_hour, once.last_day) == (often.last_hour, often.last_day) == (1, 1)
-    assert bring_forward(often, 5, {"m": None}, 5, now) is often, "nothing to write"
+    assert bring_forward(often, 5, seen, 5, now) is often, "nothing to write"
 
 
 def test_the_breaker_opens_above_the_limit_and_closes_when_enough_have_left_the_hour() -> None:
@@ -167,6 +170,32 @@ def test_a_node_that_changes_pools_under_an_attempt() -> None:
     assert (condition.status, condition.reason) == ("True", "NodesLeft")
     assert "run on a1, which nodeSelector does not match now: ns/job" in condition.message
     assert said(look(made, node("a1"), users=(user,)), "NodesElsewhere") == ("False", "NoNodesLeft")
+
+
+@pytest.mark.parametrize(
+    ("own", "file", "usual", "nodes", "shown"),
+    [
+        ("3", {}, "3.20", 1, "3.00"),
+        (None, {}, "3.20", 2, "3.20"),
+        (None, {"a": "2.5"}, "3.20", 2, "2.50"),
+        ("3", {"a": "2.5"}, "3.20", 2, "2.50-3.00"),
+        ("3", {}, None, 2, "3.00"),
+        (None, {"a": "2.5"}, None, 0, "2.50"),
+        (None, {}, None, 2, None),
+    ],
+)
+def test_what_a_node_costs_now(
+    own: str | None, file: dict[str, str], usual: str | None, nodes: int, shown: str | None
+) -> None:
+    members = [
+        node(f"a{number}", price=Decimal(own) if own and not number else None) for number in range(nodes)
+    ]
+    about = {"pricePerNodeHour": usual} if usual else {}
+    prices = {name: Decimal(price) for name, price in file.items()}
+    made = look(pool("a", **about), *members, prices=prices).status.price
+    assert (made.shown if made is not None else None) == shown
+    if made is not None:
+        assert Decimal(made.lowest) <= Decimal(made.highest)
 
 
 class _Server:

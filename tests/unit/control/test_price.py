@@ -1,5 +1,6 @@
 """What a machine costs: who is believed, what is too dear, and what is wrong with what was written."""
 
+import dataclasses
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +18,7 @@ from spot_training.control.policies.price import (
     write_amount,
 )
 from spot_training.control.read import read_node
+from spot_training.control.supply import Supply
 from tests.unit.control.build import Scene, node, pool, spec
 from tests.unit.control.objects import raw_node
 
@@ -51,6 +53,28 @@ def test_an_annotation_comes_before_the_price_file_which_comes_before_the_pool()
     assert node_price(node("a1"), here, prices) == 2
     assert node_price(node("a1"), here, {}) == 3
     assert node_price(node("a1"), pool("a"), {}) is None
+
+
+def test_a_pool_costs_what_its_nodes_cost_on_an_average() -> None:
+    unsaid, said = pool("a"), pool("b", pricePerNodeHour="3.00")
+    members = [node("a1", price=Decimal("1.00")), node("a2"), node("b1", "b"), node("b2", "b")]
+    supply = Supply.of(members, [unsaid, said])
+    assert (supply.price("a"), supply.price("b")) == (Decimal(1), Decimal(3))
+    supply.put_node(members[2], dataclasses.replace(members[2], price=Decimal("1.00")))
+    assert supply.price("b") == 2
+    supply.put_prices({"b": Decimal("5.00")})
+    assert supply.price("b") == 3
+    supply.put_node(members[0], None)
+    assert supply.price("a") is None
+
+
+def test_a_pool_that_only_its_nodes_give_a_price_is_chosen_by_it() -> None:
+    scene = Scene(spec(pools=[]))
+    scene.pools = {"a": pool("a", pricePerNodeHour="2.00"), "b": pool("b")}
+    for name in ("b1", "b2"):
+        scene.on_node(name, price=Decimal("1.00"))
+    scene.run()
+    assert scene.current.pool == "b"
 
 
 def test_an_on_demand_pool_costs_what_it_costs_on_demand() -> None:

@@ -188,8 +188,9 @@ def test_a_claim() -> None:
         ('{"checkpointTime":12}', Report()),
         (
             '{"reason":"Preempted","step":5,"totalSteps":9,"checkpointStep":4,'
-            '"checkpointTime":"2026-04-08T05:00:00.500Z","resumedStep":2,"extras":{"digest":"sha256:0","n":1}}   \n',
-            Report("Preempted", 5, 9, 4, FIVE + 0.5, 2, {"digest": "sha256:0", "n": "1"}),
+            '"checkpointTime":"2026-04-08T05:00:00.500Z","resumedStep":2,"extras":{"digest":"sha256:0","n":1},'
+            '"resumedTime":"2026-04-08T05:00:00Z"}   \n',
+            Report("Preempted", 5, 9, 4, FIVE + 0.5, 2, {"digest": "sha256:0", "n": "1"}, resumed_time=FIVE),
         ),
     ],
 )
@@ -205,7 +206,16 @@ JSON = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    ["reason", "step", "totalSteps", "checkpointStep", "checkpointTime", "resumedStep", "extras"]
+    [
+        "reason",
+        "step",
+        "totalSteps",
+        "checkpointStep",
+        "checkpointTime",
+        "resumedStep",
+        "resumedTime",
+        "extras",
+    ]
 )
 
 
@@ -215,5 +225,5 @@ KEYS = st.sampled_from(
 )
 def test_no_message_is_an_error(message: str) -> None:
     report = read_report(message)
-    if report is not None and report.checkpoint_time is not None:
-        assert format_time(report.checkpoint_time)
+    for time in (report.checkpoint_time, report.resumed_time) if report is not None else ():
+        assert time is None or format_time(time)

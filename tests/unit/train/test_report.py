@@ -15,6 +15,7 @@ REQUIRED: dict[str, Any] = {
     "saveSeconds": 1234.567,
     "loadSeconds": 1234.567,
     "resumedStep": 10**12,
+    "resumedTime": format_time(1775624400.9996),
 }
 
 

@@ -75,9 +75,10 @@ def test_killed_it_goes_on_from_the_last_save_and_the_message_tells_of_it(surrou
     program.signal(signal.SIGKILL)
     assert program.end()[0] == -signal.SIGKILL
     report = surroundings.report()
-    assert (report["reason"], report["checkpointStep"]) == ("Running", 10)
+    assert (report["reason"], report["checkpointStep"], report["resumedTime"]) == ("Running", 10, None)
     assert _train(surroundings, 2).drawn == _uninterrupted()
-    assert surroundings.report()["resumedStep"] == 10
+    resumed = surroundings.report()
+    assert (resumed["resumedStep"], resumed["resumedTime"]) == (10, report["checkpointTime"])
 
 
 def test_stopped_again_and_again_it_computes_the_same(surroundings: Surroundings) -> None:

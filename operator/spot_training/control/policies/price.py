@@ -59,6 +59,19 @@ def node_price(node: Node, pool: Pool | None, prices: Mapping[str, Decimal]) -> 
     return pool_price(pool, prices) if pool is not None else None
 
 
+def price_range(
+    nodes: Iterable[Node], pool: Pool, prices: Mapping[str, Decimal]
+) -> tuple[Decimal, Decimal] | None:
+    """The lowest and the highest price of the pool's nodes for an hour; the pool's own where it has none. None where
+    nobody said any.
+    """
+    every = list(nodes)
+    said = [node.price for node in every if node.price is not None]
+    usual = pool_price(pool, prices) if not every or len(said) < len(every) else None
+    found = said if usual is None else [*said, usual]
+    return (min(found), max(found)) if found else None
+
+
 def ceiling_of(max_price: str | None) -> Decimal | None:
     """A job's own ``maxPricePerNodeHour``."""
     return Decimal(max_price) if max_price is not None else None
