@@ -110,9 +110,10 @@ class Operator:
                 case "claims":
                     self._take_claim(type_, raw)
         except ValidationError as error:
-            logger.error(
-                "%s %s does not fit this operator's version: %s", kind, raw["metadata"]["name"], error
-            )
+            logger.error("%s %s does not fit this operator's version: %s", kind, _name(raw), error)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            # One object that nobody thought of must not stop the work on all others.
+            logger.exception("%s %s cannot be read, and is passed over", kind, _name(raw))
 
     async def _reconcile(self, key: Hashable) -> float | None:
         try:
@@ -352,3 +353,9 @@ class Operator:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
         for key in self.cache.with_claim(claim):
             self.jobs.add(key)
+
+
+def _name(raw: Mapping[str, Any]) -> str:
+    """Namespace and name, for the log."""
+    meta = raw.get("metadata") or {}
+    return "/".join(filter(None, (meta.get("namespace"), meta.get("name"))))

@@ -22,6 +22,7 @@ Json = Mapping[str, Any]
 MAX_REPORT_BYTES: Final = 4096
 MAX_EXTRAS: Final = 16
 MAX_START_WORDS: Final = 400
+MAX_DIGITS: Final = 9
 MAX_STEP: Final = 2**53
 """Every JSON reader keeps whole numbers up to here; the API server would refuse a status with a longer one."""
 
@@ -212,7 +213,8 @@ def _last_end(status: Json) -> float | None:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    """A whole number, or 0: anybody who may write pods may have written this, digits of other scripts included."""
+    return int(text) if text and len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() else 0
 
 
 def _ended(spec: Json, status: Json) -> bool:

@@ -35,6 +35,17 @@ def test_a_group_that_only_begins_like_ours_is_not_ours() -> None:
     assert read_pod(raw).job_uid == ""
 
 
+@pytest.mark.parametrize("text", ["²", "٣", "-1", "1.5", "", " 7", "9" * 5000])
+def test_a_number_that_is_none_is_read_as_none(text: str) -> None:
+    """int() raises for some of what isdigit() allows, and for what is too long."""
+    raw = raw_pod()
+    raw["metadata"]["annotations"] = {"spot.training/budget-seconds": text}
+    raw["metadata"]["labels"]["spot.training/attempt"] = text
+    assert (read_pod(raw).budget_seconds, read_pod(raw).attempt) == (None, 0)
+    raw["metadata"]["annotations"]["spot.training/budget-seconds"] = "3600"
+    assert read_pod(raw).budget_seconds == 3600
+
+
 def test_an_ended_pod() -> None:
     pod = read_pod(ended_pod(1, '{"reason":"Failed","step":7}'))
     assert (pod.ended, pod.running, pod.exit) == (True, False, Exit(1, "Error", FIVE + 540))
