@@ -256,19 +256,28 @@ class Operator:
                 self._job_changed(gone, None)
             return
         _, before, after = self.cache.jobs.put(raw)
-        if after is not None and after != before:
-            self.jobs.add(key)
+        if after is None or after == before:
+            return
+        self.jobs.add(key)
+        if before is None:
+            return
+        if before.uid != after.uid:
+            self.cache.forget_job(before.uid)
+            self._job_changed(before, None)
+        else:
+            self._job_changed(before, after)
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
-        """A job opened or ended an attempt: capacity and claims may be free for others.
+        """A job opened or ended an attempt, or names another claim: capacity and claims may be free for others.
 
-        Between two attempts a job holds its claim, so its own end counts, too.
+        Between two attempts a job holds its claim, so it must end, be gone or name another to let go of it.
         """
         ended_attempt = before is not None and before.open_attempt and not (after and after.open_attempt)
         ended_job = before is not None and not before.finished and (after is None or after.finished)
         if ended_attempt:
             self.placer.wake()
-        if ended_job and before is not None:
+        moved = before is not None and after is not None and before.claim != after.claim
+        if before is not None and (ended_job or moved):
             self._wake_claim((before.namespace, before.claim))
         if after is None and before is not None:
             self.placer.forget(before.key)

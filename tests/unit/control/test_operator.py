@@ -76,3 +76,17 @@ async def test_a_claim_wakes_the_jobs_that_name_it(operator: Operator) -> None:
     assert len(operator.jobs) == 0
     operator.take("claims", "ADDED", raw)
     assert len(operator.jobs) == 2
+
+
+async def test_a_job_that_names_another_claim_wakes_those_that_wait_for_its_own(operator: Operator) -> None:
+    edited = raw_job("one", "j-one", version=4)
+    edited["spec"]["checkpoint"]["claimName"] = "another"
+    operator.take("jobs", "MODIFIED", edited)
+    assert len(operator.jobs) == 2, "the job itself, and the other that names the claim it had"
+
+
+async def test_a_new_job_under_an_old_ones_name_sets_free_what_the_old_one_had(operator: Operator) -> None:
+    renewed = raw_job("one", "j-three", version=9)
+    renewed["spec"]["checkpoint"]["claimName"] = "another"
+    operator.take("jobs", "MODIFIED", renewed)
+    assert len(operator.jobs) == 2
