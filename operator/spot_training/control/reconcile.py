@@ -253,12 +253,17 @@ class Reconciler:
         """The cached job was stale, or is gone: take the API server's word."""
         try:
             raw = await self._client.get(job_path(job.namespace, job.name))
-            self._cache.jobs.put(raw)
+            _, before, after = self._cache.jobs.put(raw)
+            # The watch brings the same version later, which is nothing new then.
+            if before is not None and after is not None and before.uid == after.uid:
+                self._changed(before, after)
         except ApiError as error:
             if error.code != NOT_FOUND:
                 raise
-            self._cache.jobs.drop(job.key, job.uid)
+            gone = self._cache.jobs.drop(job.key, job.uid)
             self._cache.forget_job(job.uid)
+            if gone is not None:
+                self._changed(gone, None)
         except ValidationError as error:
             logger.error("%s: the job does not fit this operator's version: %s", job.key, error)
             self._cache.jobs.drop(job.key, job.uid)

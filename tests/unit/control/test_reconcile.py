@@ -12,7 +12,7 @@ from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
 from spot_training.control.read import read_job
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.world import Refusal
+from spot_training.control.world import Job, Refusal
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.sim import Sim, refused
 
@@ -46,12 +46,13 @@ class Setting:
         self.client = cast(Client, self.sim)
         self.metrics = Metrics()
         self.looks: list[tuple[str, str]] = []
+        self.changes: list[tuple[Job | None, Job | None]] = []
         self.see_job()
         self.reconciler = Reconciler(
             self.client,
             self.cache,
             Announcer(self.client, "test"),
-            lambda *_: None,
+            lambda before, after: self.changes.append((before, after)),
             self.metrics,
             lambda: self.sim.now,
             self.looks.append,
@@ -247,6 +248,18 @@ async def test_a_deleted_job_is_forgotten() -> None:
     assert await setting.reconciler.reconcile(KEY) == 0.05
     assert await setting.reconciler.reconcile(KEY) is None
     assert (setting.cache.jobs.items, setting.sim.pods) == ({}, {})
+    ((before, after),) = setting.changes
+    assert (before and before.uid, after) == ("j-1", None), "others may have waited for what it had"
+
+
+async def test_what_a_refused_write_shows_of_the_job_is_told_since_no_watch_will() -> None:
+    setting = Setting()
+    before = setting.cache.jobs.items[KEY]
+    setting.sim.job["spec"]["checkpoint"]["claimName"] = "another"
+    setting.sim.edit_job(suspend=True)
+    assert await setting.reconciler.reconcile(KEY) == 0.05
+    assert setting.changes == [(before, setting.cache.jobs.items[KEY])]
+    assert setting.cache.jobs.items[KEY].claim == "another"
 
 
 async def test_a_job_managed_by_another_is_left_alone() -> None:
