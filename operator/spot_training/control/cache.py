@@ -177,6 +177,7 @@ class Cache:
             nodes=self.nodes.items,
             pools=self.pools.items,
             members=self.supply.by_pool,
+            silent=self.supply.silent,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),

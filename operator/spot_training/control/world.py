@@ -306,8 +306,8 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``members``: the nodes of each pool; ``prices``: of a node for an
-    hour, by pool, where the price file says so; ``leases``: last renewal by node name, where asked for; ``agents``:
+    ``pods``: the job's, also those removed lately; ``members``: the nodes of each pool; ``silent``: how many of these
+    are not ready; ``prices``: of a node for an hour, by pool, where the price file says so; ``leases``: last renewal by node name, where asked for; ``agents``:
     names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked for;
     ``volumes``: by name, the nodes to which a PersistentVolume can be attached, as far as looked up; ``events``: by
     pod UID, what its Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
@@ -318,6 +318,7 @@ class World:
     nodes: Mapping[str, Node] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=dict)
     members: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)
+    silent: Mapping[str, int] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
     source: Source | None = None

@@ -13,7 +13,6 @@ from spot_training.control.act import Action, CreatePod, DeletePod, actions
 from spot_training.control.draft import Plan
 from spot_training.control.plan import plan
 from spot_training.control.policies.demand import Choice, Request, Waiting
-from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.fitting import shape_of
 from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
@@ -130,14 +129,13 @@ class Scene:
         return place((waiting,), supply, self.reservations, {}, self.now)[self.job.key]
 
     def world(self, asked: frozenset[Ask] = frozenset(), request: Request | None = None) -> World:
+        supply = Supply.of(self.nodes.values(), self.pools.values())
         return World(
             pods=tuple(self.pods.values()),
             nodes=self.nodes,
             pools=self.pools,
-            members={
-                name: {each.name: each for each in self.nodes.values() if belongs(each, made)}
-                for name, made in self.pools.items()
-            },
+            members=supply.by_pool,
+            silent=supply.silent,
             prices=self.prices,
             claim=self.claim,
             claim_user=self.claim_user,

@@ -1,10 +1,13 @@
 """A rank failed, or its machine did: undecided exits, lost nodes, pods that went unseen."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from spot_training.control.world import Ask, Exit
+from spot_training.api.status import AttemptNode
+from spot_training.control.policies.fate import Fate, judge
+from spot_training.control.world import Ask, Exit, Node
 from tests.unit.control.build import NOW, Scene, node, pool, reclaim, spec
 
 
@@ -159,6 +162,31 @@ def test_when_most_of_a_pool_falls_silent_the_network_is_suspected() -> None:
     assert (scene.current.stop, scene.plan.wake_at) == (None, NOW + 300)
     scene.run(240)
     assert scene.counts == (1, 0)
+
+
+class Nodes(dict[str, Node]):
+    """Nodes of which nobody goes over all."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("a rank's fate is not worth a look at every node of the cluster")
+
+    def values(self) -> Any:
+        return iter(self)
+
+    def items(self) -> Any:
+        return iter(self)
+
+
+def test_the_fate_of_a_rank_is_found_without_going_over_all_nodes() -> None:
+    scene = Scene()
+    scene.nodes = {
+        f"a{number}": node(f"a{number}", ready=number > 3, ready_since=NOW) for number in range(1, 6)
+    }
+    world = dataclasses.replace(scene.world(), nodes=Nodes(scene.nodes))
+    ref = AttemptNode(index=0, name="a1", uid="a1-uid")
+    verdict = judge(ref, world, scene.pools["a"], scene.job.spec.recovery, NOW + 60)
+    assert (verdict.fate, verdict.changes_at) == (Fate.SILENT, NOW + 300)
+    assert "more than half of its pool" in verdict.why
 
 
 def test_a_pod_that_is_missing_is_looked_up_before_it_means_anything() -> None:
