@@ -247,12 +247,14 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
 
 
 def _note_refused(draft: Draft) -> None:
-    """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
-    current = draft.current
-    if current.stop is not None or current.started_at or draft.asks or draft.world.refused != current.attempt:
+    """The gang cannot be made whole: a quota has room for some pods only, or the API server wants one of its objects
+    otherwise. What there is of it is given back, for another gang may need just that.
+    """
+    current, world = draft.current, draft.world
+    if current.stop is not None or current.started_at or draft.asks or world.refused != current.attempt:
         return
-    draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
-    stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)
+    draft.tell(world.refused_as, world.obstacle, type_="Warning")
+    stop_attempt(draft, world.refused_as, "NotStarted", world.obstacle)
 
 
 def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:

@@ -170,6 +170,7 @@ class Cache:
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
         refused: int = 0,
+        refused_as: str = "PodsRefused",
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -191,6 +192,7 @@ class Cache:
             events=events,
             obstacle=obstacle,
             refused=refused,
+            refused_as=refused_as,
         )
 
     def _claim_user(self, job: Job) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.act import CreatePod, actions
-from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
+from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier, RefusedError
 from spot_training.control.cache import Cache
 from spot_training.control.claims import volumes_of
 from spot_training.control.coalesce import WAIT_SECONDS, may_wait
@@ -25,7 +25,7 @@ from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import read_terms
 from spot_training.control.policies.demand import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Accepted, Ask, Job, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +136,7 @@ class Reconciler:
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         now = self.now()
         attempt, obstacle = self._obstacles.get(job.key, (0, None))
+        refusal = obstacle if isinstance(obstacle, RefusedError) else None
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
@@ -145,7 +146,8 @@ class Reconciler:
                 choice=facts.choice,
                 events=facts.events,
                 obstacle=f"not all could be created: {obstacle}" if obstacle else "",
-                refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
+                refused=attempt if refusal else 0,
+                refused_as="PodsRefused" if refusal is None or refusal.temporary else "TemplateInvalid",
             )
             made = plan(job, world, now)
             if not made.asks:
@@ -193,8 +195,13 @@ class Reconciler:
         if Ask.VOLUMES in asks:
             await self._volumes(job)
         if Ask.DRY_RUN in asks:
-            pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
-            facts.dry_run = await self._applier.dry_run(job, pool)
+            facts.dry_run = await self._applier.dry_run(job, self._likely_pool(job))
+
+    def _likely_pool(self, job: Job) -> Pool | None:
+        """A pool that the job's pods may be made in; each has its own selector and tolerations."""
+        pools = self._cache.pools.items
+        spot = sorted(name for name, pool in pools.items() if pool.spec.capacity_type == "Spot")
+        return next((pools[name] for name in job.spec.pools or spot if name in pools), None)
 
     async def _live_pods(self, job: Job) -> None:
         """Bring the cache up to the API server's own list of the job's pods."""

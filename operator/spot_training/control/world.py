@@ -311,7 +311,7 @@ class World:
     names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked for;
     ``volumes``: by name, the nodes to which a PersistentVolume can be attached, as far as looked up; ``events``: by
     pod UID, what its Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
-    failed; ``refused``: the attempt of which a quota or another admission lets no more pods be made, or 0.
+    failed; ``refused``: the attempt of which the API server lets something not be made, or 0; ``refused_as``: our word for it.
     """
 
     pods: tuple[Pod, ...] = ()
@@ -332,3 +332,4 @@ class World:
     events: Mapping[str, str] | None = None
     obstacle: str = ""
     refused: int = 0
+    refused_as: str = "PodsRefused"
