@@ -15,12 +15,10 @@ from spot_training.api.status import (
 from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.classify import (
-    POD_STATUS_REASONS,
     RETRYABLE,
     Case,
     Judgement,
     classify,
-    settle,
     undecided,
 )
 from spot_training.control.policies.fate import Fate
@@ -28,9 +26,9 @@ from spot_training.control.spotagain import consider_spot
 from spot_training.control.starting import START_TROUBLES
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
+from spot_training.control.undecided import settle_undecided
 from spot_training.control.world import Ask, Pod
 
-LEASE_POLL_SECONDS = 1.0
 MAX_NODES_TOLD = 16
 
 
@@ -47,7 +45,7 @@ def observe(draft: Draft) -> None:
         return
     _note_stop(draft, pods)
     _note_nodes(draft, pods)
-    _settle_undecided(draft)
+    settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
     if draft.asks or stop is None or stop.cls is None:
@@ -96,18 +94,23 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     starts = [pod.started_at for pod in pods.values() if pod.started_at is not None]
     if starts and current.started_at is None:
-        draft.set_current(started_at=draft.stamp(min(starts)))
+        draft.set_current(started_at=_possible(draft, min(starts)))
         if draft.status.start_time is None:
-            draft.set(start_time=draft.stamp(min(starts)))
+            draft.set(start_time=draft.current.started_at)
     going = sum(1 for pod in pods.values() if pod.started_at is not None)
     if going == draft.job.replicas and current.running_at is None and current.stop is None:
-        draft.set_current(running_at=draft.stamp(max(starts)))
+        draft.set_current(running_at=_possible(draft, max(starts)))
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
         draft.tell(
             "Running", f"Attempt {current.attempt} runs on {where} (pool {' and '.join(current.pools)})"
         )
         nodes = sorted({pod.node for pod in pods.values()})[:MAX_NODES_TOLD]
-        draft.record_return(resumed_at=draft.stamp(max(starts)), recreated_nodes=nodes)
+        draft.record_return(resumed_at=draft.current.running_at, recreated_nodes=nodes)
+
+
+def _possible(draft: Draft, at: float) -> str:
+    """A time of a node's clock, which may be wrong: a pod started after its attempt was opened, and before now."""
+    return draft.stamp(min(max(at, moment(draft.current.opened_at) or 0.0), draft.now))
 
 
 def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -306,56 +309,6 @@ def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
     )
     stuck = next((pod.node for _, pod in sorted(pods.items()) if pod.node and pod.started_at is None), None)
     stop_attempt(draft, "ProvisionTimeout", "NotStarted", message, node=stuck)
-
-
-def _settle_undecided(draft: Draft) -> None:
-    """Judge a non-zero exit: another rank's machine was taken or lost, or all of them are alive."""
-    current = draft.current
-    stop = current.stop
-    if stop is None or stop.cls is not None or not current.undecided:
-        return
-    exit_ = current.undecided[0]
-    # Kubelet's times are whole seconds, and zero where it lost the time: what matters is when it was seen.
-    exit_at = max(moment(exit_.at) or 0.0, moment(stop.at) or 0.0)
-    fates = fates_of(draft, draft.pods())
-    for pod in draft.pods().values():
-        why = classify(Case(pod, False))
-        # That it is being deleted says nothing: the stop has done that.
-        sure = pod.disruption or pod.status_reason in POD_STATUS_REASONS or why.reason == "NodeRestarted"
-        if why.cls == "Disruption" and sure:
-            _decide(draft, "Disruption", why.reason, f"rank {pod.index}, a peer: {why.message}")
-            return
-        if why.cls == "Blocked":
-            _decide(draft, "Blocked", why.reason, f"rank {pod.index}, a peer: {why.message}")
-            return
-    peers: list[str] = []
-    for ref in current.nodes:
-        node = draft.world.nodes.get(ref.name)
-        fate = fates.get(ref.index)
-        if node is not None and node.notice is not None:
-            _decide(draft, "Disruption", "Reclaimed", f"a peer's node, {ref.name}, was being taken")
-            return
-        if fate is not None and fate.fate is not Fate.ALIVE:
-            _decide(draft, "Disruption", "NodeLost", f"a peer's machine was lost: {fate.why}")
-            return
-        if ref.index != exit_.index and ref.name not in peers:
-            peers.append(ref.name)
-    own = next((ref.name for ref in current.nodes if ref.index == exit_.index), None)
-    peers = [name for name in peers if name != own]
-    if draft.world.leases is None and peers:
-        draft.asks.add(Ask.LEASES)
-    elif settle(exit_at, peers, draft.world.leases or {}):
-        _decide(draft, "Failure", exit_.reason, stop.message)
-    else:
-        draft.wake(draft.now + LEASE_POLL_SECONDS)
-
-
-def _decide(draft: Draft, cls: EndClass, cause: str, message: str) -> None:
-    if draft.current.stop is None:
-        return
-    made = draft.current.stop.model_copy(update={"cls": cls, "cause": cause, "message": message})
-    draft.set_current(stop=made, undecided=[])
-    draft.record(draft.current.attempt, reason=cause)
 
 
 def _peers(draft: Draft, index: int) -> list[str]:

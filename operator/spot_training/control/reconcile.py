@@ -39,6 +39,7 @@ class _Facts:
 
     live: bool = False
     leases: dict[str, float] | None = None
+    renewals: dict[str, int] | None = None
     dry_run: Accepted | Refusal | None = None
     choice: Choice | None = None
     events: dict[str, str] | None = None
@@ -142,6 +143,7 @@ class Reconciler:
                 job,
                 live=facts.live,
                 leases=facts.leases,
+                renewals=facts.renewals,
                 dry_run=facts.dry_run,
                 choice=facts.choice,
                 events=facts.events,
@@ -189,7 +191,7 @@ class Reconciler:
             await self._live_pods(job)
             facts.live = True
         if Ask.LEASES in asks:
-            facts.leases = await self._leases(job)
+            facts.leases, facts.renewals = await self._leases(job)
         if Ask.EVENTS in asks:
             facts.events = await self._complaints.of(job)
         if Ask.VOLUMES in asks:
@@ -228,10 +230,11 @@ class Reconciler:
             affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
             self._cache.volumes[name] = read_terms(affinity.get("required"))
 
-    async def _leases(self, job: Job) -> dict[str, float]:
-        """When the kubelets of the gang's nodes were last heard of."""
+    async def _leases(self, job: Job) -> tuple[dict[str, float], dict[str, int]]:
+        """When the kubelets of the gang's nodes were last heard of, by their own clocks, and the Leases' versions."""
         refs = job.status.current.nodes if job.status.current else []
         found: dict[str, float] = {}
+        versions: dict[str, int] = {}
 
         async def one(name: str) -> None:
             path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"
@@ -244,9 +247,10 @@ class Reconciler:
             renewed = seconds(raw["spec"].get("renewTime"))
             if renewed is not None:
                 found[name] = renewed
+                versions[name] = int(raw["metadata"]["resourceVersion"])
 
         await asyncio.gather(*(one(name) for name in {ref.name for ref in refs}))
-        return found
+        return found, versions
 
     async def _outdated(self, job: Job) -> bool:
         """Whether the job is another by now than it was here. Only a status write proves that it is not, and a

@@ -114,6 +114,8 @@ class Scene:
         self.volumes: dict[str, Terms] = {}
         self.events: dict[str, str] = {}
         self.leases: dict[str, float] = {}
+        """Until when each node's kubelet renews its Lease; ``clocks``: by how much its clock runs ahead."""
+        self.clocks: dict[str, float] = {}
         self.asked: list[Ask] = []
         self.plan = Plan(self.job.status)
 
@@ -144,7 +146,12 @@ class Scene:
             obstacle=self.obstacle,
             refused=self.refused,
             live=Ask.LIVE_PODS in asked,
-            leases=self.leases if Ask.LEASES in asked else None,
+            leases={name: at + self.clocks.get(name, 0.0) for name, at in self.leases.items()}
+            if Ask.LEASES in asked
+            else None,
+            renewals={name: int(min(at, self.now) * 1000) for name, at in self.leases.items()}
+            if Ask.LEASES in asked
+            else None,
             dry_run=self.accepted() if Ask.DRY_RUN in asked else None,
             choice=self.choice(request) if request and asked & {Ask.PLACEMENT, Ask.ROOM} else None,
             volumes=self.volumes if Ask.VOLUMES in asked else {},

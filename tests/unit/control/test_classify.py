@@ -250,6 +250,7 @@ def test_a_rank_that_asks_for_another_try_because_its_peer_failed_excuses_nobody
     scene = Scene(spec(2, recovery={"retryableExitCodes": [42]})).started()
     scene.leases = {"a1": NOW + 9, "a2": NOW + 9}
     scene.exit(42, 0).exit(1, 1).run()
+    scene.run(1)
     assert scene.counts == (0, 1)
     assert scene.status.timeline[-1].reason == "ExitCode"
 

@@ -55,6 +55,52 @@ def test_a_failure_whose_time_is_not_known_is_judged_all_the_same() -> None:
     assert scene.counts == (0, 1)
 
 
+def test_a_dead_peers_clock_that_runs_ahead_makes_its_loss_no_failure() -> None:
+    scene = gang().exit(1, 0)
+    scene.leases, scene.clocks = {"a1": NOW - 3, "a2": NOW - 3}, {"a2": 3600.0}
+    scene.run()
+    scene.exit(143, 1).run(10)
+    assert (scene.stop.cls, scene.counts) == (None, (0, 0))
+    assert "waiting until node a2" in scene.condition().message
+    scene.on_node("a2", ready=False, ready_since=NOW + 40).run(30)
+    assert scene.counts == (1, 0)
+
+
+def test_a_living_peers_clock_that_is_slow_holds_nothing_up() -> None:
+    scene = crashed()
+    scene.clocks = {"a2": -3600.0}
+    scene.leases["a2"] = NOW + 2
+    scene.run(3)
+    assert scene.counts == (0, 1)
+
+
+def test_a_peers_lease_must_be_renewed_after_it_was_first_looked_at() -> None:
+    scene = crashed()
+    first = scene.current.undecided[0].leases_since
+    assert first is not None
+    scene.leases["a1"] = NOW + 2
+    scene.run(3)
+    assert (scene.stop.cls, scene.current.undecided[0].leases_since) == (None, first)
+
+
+def test_a_ready_node_without_a_lease_is_not_waited_for_without_end() -> None:
+    scene = crashed()
+    scene.leases = {"a1": NOW + 500}
+    scene.run(119)
+    assert scene.stop.cls is None
+    scene.run(1)
+    assert scene.counts == (0, 1)
+
+
+def test_a_lease_that_is_renewed_no_more_is_a_lost_node_in_the_end() -> None:
+    scene = crashed()
+    scene.run(299)
+    assert scene.stop.cls is None
+    scene.run(1)
+    assert scene.counts == (1, 0)
+    assert scene.status.timeline[-1].reason == "NodeLost"
+
+
 def test_a_peers_node_is_marked_after_all() -> None:
     scene = crashed().mark("a2", reclaim())
     scene.leases["a2"] = NOW + 2
