@@ -12,6 +12,7 @@ from spot_training.control.policies.backoff import (
     of_the_pool,
     pace,
 )
+from spot_training.control.stopped import STUCK, is_stuck
 from spot_training.control.world import Pod
 
 MAX_POOLS: Final = 64
@@ -235,6 +236,7 @@ def note_end(draft: Draft) -> None:
     if ran_long(draft):
         left = [each for each in draft.status.pool_backoffs if each.pool not in current.pools]
         draft.set(disruption_streak=0, pool_backoffs=left)
+    _keep_off_stuck(draft)
     if end is None or not (end.cls == "Failure" or end.reason in BLAMING):
         return
     name = current.stop.node if current.stop else None
@@ -250,3 +252,17 @@ def note_end(draft: Draft) -> None:
             f"{made[-1].failures} attempts have failed on node {name}, the last: {end.reason}; avoided until "
         )
         draft.tell("NodeAvoided", f"{message}{made[-1].avoided_until}", type_="Warning")
+
+
+def _keep_off_stuck(draft: Draft) -> None:
+    """Keep off machines on which a pod of the attempt cannot be killed: the next one would hang there, too."""
+    for pod in draft.pods().values():
+        node = draft.node_of(pod)
+        if node is None or not is_stuck(pod, draft.now):
+            continue
+        made = strike(draft.status.suspect_nodes, node.name, node.uid, STUCK, draft.now, strikes=1)
+        draft.set(suspect_nodes=made)
+        message = (
+            f"pod {pod.name} on node {node.name} cannot be killed, and the next attempt does not wait for it"
+        )
+        draft.tell(STUCK, f"{message}; the node is avoided until {made[-1].avoided_until}", type_="Warning")

@@ -8,7 +8,7 @@ import pytest
 from spot_training.api.status import AttemptNode
 from spot_training.control.policies.fate import Fate, judge
 from spot_training.control.world import Ask, Exit, Node
-from tests.unit.control.build import NOW, Scene, node, pool, reclaim, spec
+from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, spec
 
 
 def gang(replicas: int = 2, **fields: Any) -> Scene:
@@ -134,6 +134,46 @@ def test_a_rank_that_dies_for_want_of_an_evicted_peer_is_no_failure(fields: dict
     assert scene.stop.cls == "Disruption"
     scene.exit(143, 1).run()
     assert scene.counts == (1, 0)
+
+
+# Pods that cannot be killed
+
+
+def hanging(writer: str, **fields: Any) -> Scene:
+    """Suspended or failed, and rank 0 hangs in the kernel on a node that is ready."""
+    scene = gang(2, checkpoint={"writer": writer}, pools=["a"], **fields)
+    scene.nodes["a3"] = node("a3")
+    scene.change(0, deleting=True, kill_at=NOW + 55).run()
+    assert (scene.stop.cause, scene.stop.deadline) == ("PodDeleted", None)
+    return scene.exit(143, 1)
+
+
+def test_a_fenced_program_goes_on_without_a_pod_that_cannot_be_killed_and_keeps_off_its_node() -> None:
+    scene = hanging("Library")
+    scene.step(60)
+    assert scene.current.attempt == 1
+    assert scene.plan.wake_at == NOW + 55 + 30
+    assert "killed at" in scene.condition().message
+    scene.used = {("a1", GPU): 2}
+    scene.step(25)
+    assert (scene.current.attempt, scene.counts) == (2, (1, 0))
+    assert scene.current.avoid == ["a1"]
+    (suspect,) = scene.status.suspect_nodes
+    assert (suspect.name, suspect.reason) == ("a1", "StuckTerminating")
+    assert "StuckTerminating" in [story.reason for story in scene.plan.stories]
+
+
+def test_another_program_waits_for_it_and_the_condition_says_what_to_do() -> None:
+    scene = hanging("Other")
+    scene.step(85)
+    assert scene.current.attempt == 1
+    assert [story.reason for story in scene.plan.stories] == ["StuckTerminating"]
+    assert "kubectl -n ns delete pod job-1-0 --force --grace-period=0" in scene.condition().message
+    assert "node.kubernetes.io/out-of-service=:NoExecute" in scene.condition().message
+    scene.step(3600)
+    assert (scene.current.attempt, scene.plan.stories) == (1, ())
+    scene.remove(0).step()
+    assert (scene.current.attempt, scene.counts) == (2, (1, 0))
 
 
 # Machines that are lost
