@@ -197,7 +197,9 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
         if fate is not None and fate.fate is Fate.SILENT:
             draft.wake(fate.changes_at)
         if pod is None or pod.removed:
-            if current.started_at is None and not lost and not spending.may_run_unseen(draft, index, pod):
+            # It may have started, and run on, where nobody can say so: then no other may be made in its place.
+            known = fate is None or fate.fate is Fate.ALIVE
+            if current.started_at is None and known and not spending.may_run_unseen(draft, index, pod):
                 continue
             if not draft.world.live:
                 draft.asks.add(Ask.LIVE_PODS)

@@ -30,8 +30,13 @@ def fates_of(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
     refs = {ref.index: ref for ref in draft.current.nodes}
     for index, pod in pods.items():
         node = draft.node_of(pod)
-        if index not in refs and node is not None:
+        if index in refs:
+            continue
+        if node is not None:
             refs[index] = AttemptNode(index=index, name=node.name, uid=node.uid)
+        elif pod.removed and pod.node:
+            # The Node of a pod that is there may not have come yet; that of one that has gone, has gone with it.
+            refs[index] = AttemptNode(index=index, name=pod.node, uid="")
     recovery = draft.job.spec.recovery
     return {
         index: judge(ref, draft.world, draft.pool_of(index), recovery, draft.now)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from spot_training.api.status import AttemptNode
+from spot_training.control.act import CreatePod
 from spot_training.control.policies.fate import Fate, judge
 from spot_training.control.world import Ask, Exit, Node
 from tests.unit.control.build import GPU, NOW, Scene, node, pool, reclaim, spec
@@ -281,6 +282,31 @@ def test_a_pod_that_is_missing_is_looked_up_before_it_means_anything() -> None:
     assert scene.asked == [Ask.LIVE_PODS]
     assert (scene.current.attempt, scene.counts) == (2, (1, 0))
     assert scene.status.timeline[-1].reason == "PodGone"
+
+
+@pytest.mark.parametrize(("writer", "waits"), [("Library", 0), ("Other", 300)])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_rank_that_may_run_on_where_nobody_sees_it_is_not_made_twice(
+    writer: str, waits: int, gone: bool
+) -> None:
+    """Its start was seen by nobody, and its node has gone, or has fallen silent, before it was noted."""
+    scene = Scene(spec(2, checkpoint={"writer": writer}, pools=["a"])).run().remove(1)
+    scene.change(0, node="", phase="Pending")
+    if gone:
+        del scene.nodes["a2"]
+    else:
+        scene.on_node("a2", ready=False, ready_since=NOW)
+    assert CreatePod(1) not in scene.step()
+    assert (scene.stop.cls, scene.current.attempt) == ("Disruption", 1)
+    scene.remove(0)
+    if waits:
+        scene.step(waits - 1)
+        assert scene.current.end is None, "it may still write"
+        scene.step(1)
+    else:
+        scene.step(60)
+    assert scene.current.attempt == 2 or scene.current.end is not None
+    assert scene.counts == (1, 0)
 
 
 def test_a_pod_seen_deleted_without_its_exit_is_a_disruption() -> None:
