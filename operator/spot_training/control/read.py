@@ -1,7 +1,7 @@
 """From the API server's JSON to the planner's views: pure, tolerant of what is missing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from spot_training.api import names
@@ -121,6 +121,9 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
     labels = meta.get("labels") or {}
     owner: Json = next((each for each in meta.get("ownerReferences") or () if each.get("controller")), {})
     ours = str(owner.get("apiVersion", "")).startswith(names.GROUP + "/")
+    sidecars = {
+        each["name"] for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"
+    }
     common: dict[str, Any] = {
         "namespace": meta["namespace"],
         "name": meta["name"],
@@ -129,7 +132,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "phase": status.get("phase") or "Pending",
         "requests": pod_needs(spec),
         "removed": removed,
-        "ended": _ended(spec, status),
+        "ended": _ended(spec, status, sidecars),
     }
     # A job's pods push away only what has a lower priority.
     if ours and owner["kind"] == names.POOL_KIND and (spec.get("priority") or 0) < 0:
@@ -175,7 +178,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         ended_at=_last_end(status) if common["ended"] else None,
         budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
         report=read_report(ended.get("message")),
-        status_reason=_status_reason(status),
+        status_reason=_status_reason(status, sidecars),
         disruption=_disruption(status),
         trouble=_trouble(status),
     )
@@ -196,11 +199,12 @@ def _exit(ended: Json) -> Exit:
     return Exit(ended.get("exitCode", -1), reason, seconds(ended.get("finishedAt")) or 0.0, said)
 
 
-def _status_reason(status: Json) -> str:
+def _status_reason(status: Json, sidecars: Set[str]) -> str:
     """The reason that kubelet gives for the pod's end, or that an init container of it failed."""
     for each in status.get("initContainerStatuses") or ():
         ended = (each.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode") and ended.get("reason") not in START_ERRORS:
+        told = ended.get("exitCode") and ended.get("reason") not in START_ERRORS
+        if told and each.get("name") not in sidecars:
             return status.get("reason") or INIT_FAILED
     return status.get("reason") or ""
 
@@ -217,8 +221,8 @@ def _number(text: str | None) -> int:
     return int(text) if text and len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() else 0
 
 
-def _ended(spec: Json, status: Json) -> bool:
-    """Whether no container of the pod can run any more.
+def _ended(spec: Json, status: Json, sidecars: Set[str]) -> bool:
+    """Whether no container of the pod can run any more; ``sidecars``: its init containers that run beside the others.
 
     All containers terminated is enough, since nothing restarts them; the phase follows a moment later. The phase
     alone proves nothing: pod garbage collection sets Failed on pods of lost nodes, whose containers may have started
@@ -231,7 +235,8 @@ def _ended(spec: Json, status: Json) -> bool:
         and len(states) == len(spec.get("containers") or ())
         and all("terminated" in state for state in states)
     ):
-        return True
+        beside = (each for each in status.get("initContainerStatuses") or () if each.get("name") in sidecars)
+        return not any("running" in (each.get("state") or {}) for each in beside)
     if spec.get("nodeName") and _disruption(status) == "DeletionByPodGC":
         return False
     states += [each.get("state") or {} for each in status.get("initContainerStatuses") or ()]

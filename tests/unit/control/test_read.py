@@ -77,6 +77,18 @@ def test_a_main_container_that_ended_before_its_sidecar() -> None:
     assert (pod.ended, pod.exit) == (False, Exit(0, "Completed", FIVE + 540))
 
 
+def test_a_pod_whose_native_sidecar_runs_has_not_ended() -> None:
+    raw = ended_pod(0)
+    raw["spec"]["initContainers"] = [{"name": "logs", "restartPolicy": "Always"}, {"name": "fetch"}]
+    done = {"name": "fetch", "state": terminated(0)}
+    raw["status"]["initContainerStatuses"] = [{"name": "logs", "state": {"running": {}}}, done]
+    assert (read_pod(raw).ended, read_pod(raw).exit) == (False, Exit(0, "Completed", FIVE + 540))
+    raw["status"]["initContainerStatuses"] = [{"name": "logs", "state": terminated(143)}, done]
+    assert (read_pod(raw).ended, read_pod(raw).status_reason) == (True, ""), (
+        "it was told to end: nothing failed"
+    )
+
+
 def test_a_pod_that_is_being_deleted_by_the_agent() -> None:
     raw = raw_pod(conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "SpotReclamation"}])
     raw["metadata"]["deletionTimestamp"] = "2026-04-08T05:01:00Z"
