@@ -170,8 +170,10 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
     elif not ondemand.ended_by_budget(draft, pods):
-        _note_ends(draft, pods)
-        _note_refused(draft)
+        # Before the ends: a rank that was never made has not gone, though its peers have started.
+        _note_refused(draft, pods)
+        if draft.current.stop is None:
+            _note_ends(draft, pods)
         _note_node_left(draft, pods)
         _note_mended(draft)
         _note_provision_timeout(draft, pods)
@@ -251,12 +253,13 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
     stop_attempt(draft, judgement.reason, cls, message, node=name)
 
 
-def _note_refused(draft: Draft) -> None:
+def _note_refused(draft: Draft, pods: dict[int, Pod]) -> None:
     """The gang cannot be made whole: a quota has room for some pods only, or the API server wants one of its objects
     otherwise. What there is of it is given back, for another gang may need just that.
     """
     current, world = draft.current, draft.world
-    if current.stop is not None or current.started_at or draft.asks or world.refused != current.attempt:
+    whole = all(index in pods for index in range(draft.job.replicas))
+    if world.refused != current.attempt or draft.asks or (current.started_at and whole):
         return
     draft.tell(world.refused_as, world.obstacle, type_="Warning")
     stop_attempt(draft, world.refused_as, "NotStarted", world.obstacle)
