@@ -28,6 +28,7 @@ DISRUPTIONS: Final[Set[str]] = frozenset(
 FAILURES: Final[Set[str]] = frozenset({"DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed"})
 NOT_STARTED: Final[Set[str]] = frozenset(
     {
+        "InitFailed",
         "NodeLeft",
         "PodRefused",
         "PodsRefused",

@@ -142,7 +142,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
             made_from=str((meta.get("annotations") or {}).get(names.MADE_FROM) or ""),
             index=_number(labels.get(names.LABEL_INDEX)),
             deleting="deletionTimestamp" in meta,
-            trouble=_trouble(status),
+            trouble=_trouble(status, sidecars),
         )
     if not ours or owner["kind"] != names.JOB_KIND:
         return Pod(**common)
@@ -180,7 +180,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         report=read_report(ended.get("message")),
         status_reason=_status_reason(status, sidecars),
         disruption=_disruption(status),
-        trouble=_trouble(status),
+        trouble=_trouble(status, sidecars),
     )
 
 
@@ -201,12 +201,18 @@ def _exit(ended: Json) -> Exit:
 
 def _status_reason(status: Json, sidecars: Set[str]) -> str:
     """The reason that kubelet gives for the pod's end, or that an init container of it failed."""
+    return status.get("reason") or (INIT_FAILED if _init_failure(status, sidecars) else "")
+
+
+def _init_failure(status: Json, sidecars: Set[str]) -> str:
+    """Which init container failed, and how, or an empty string."""
     for each in status.get("initContainerStatuses") or ():
         ended = (each.get("state") or {}).get("terminated") or {}
         told = ended.get("exitCode") and ended.get("reason") not in START_ERRORS
         if told and each.get("name") not in sidecars:
-            return status.get("reason") or INIT_FAILED
-    return status.get("reason") or ""
+            why = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error") else ""
+            return f"init container {each.get('name')} ended with exit code {ended['exitCode']}{why}"
+    return ""
 
 
 def _last_end(status: Json) -> float | None:
@@ -252,11 +258,13 @@ def _disruption(status: Json) -> str:
     return ""
 
 
-def _trouble(status: Json) -> str:
+def _trouble(status: Json, sidecars: Set[str]) -> str:
     """Why the pod does not start, in the words of scheduler or kubelet; empty while nothing is wrong."""
     for each in status.get("conditions") or ():
         if each.get("type") == "PodScheduled" and each.get("status") == "False":
             return f"{each.get('reason')}: {each.get('message', '')}"
+    if _status_reason(status, sidecars) == INIT_FAILED:
+        return _init_failure(status, sidecars)
     for each in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         waiting = (each.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):

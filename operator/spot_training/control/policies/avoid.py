@@ -19,7 +19,9 @@ AVOID_SECONDS: Final = 1800.0
 
 MAX_SUSPECTS: Final = 32
 
-BLAMING: Final = frozenset({"NodeRefused", "PodRefused", "ProvisionTimeout", "RetryableExit", "StartError"})
+BLAMING: Final = frozenset(
+    {"InitFailed", "NodeRefused", "PodRefused", "ProvisionTimeout", "RetryableExit", "StartError"}
+)
 """Reasons that speak against the node, beside the program's own failures."""
 
 

@@ -136,8 +136,11 @@ def _deleted(case: Case) -> Judgement | None:
 def _unstarted(case: Case) -> Judgement | None:
     """What never started cannot have failed: the program has not had its turn."""
     pod = case.pod
-    if pod.started_at is not None or pod.status_reason == INIT_FAILED:
+    if pod.started_at is not None:
         return None
+    if pod.status_reason == INIT_FAILED:
+        said = pod.trouble or "an init container ended with another exit code than 0"
+        return Judgement("NotStarted", "InitFailed", f"{said}; look at its log")
     if pod.exit is None:
         word = pod.status_reason or "unknown"
         return Judgement("NotStarted", "PodRefused", f"the pod ended before it started (reason {word})")
