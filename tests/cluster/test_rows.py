@@ -50,10 +50,13 @@ def _delete(place: Place, name: str) -> None:
 
 
 def _mend(place: Place, name: str) -> None:
-    """The node refuses every pod of the template: the user mends that once it has happened."""
-    wait_for(
-        place.namespace, name, "refused", lambda: len(status(place.namespace, name).get("timeline", [])) > 0
-    )
+    """No pod of the template can start: the user mends that once it has happened."""
+
+    def happened() -> bool:
+        known = status(place.namespace, name)
+        return bool(known.get("timeline") or known.get("suspectNodes"))
+
+    wait_for(place.namespace, name, "not started", happened)
     row = next(each for each in ROWS if each.name == name)
     applied(made(place, row, {}))
 

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 RESYNC_SECONDS: Final = 300.0
 RELISTED_SECONDS: Final = 1.0
 """From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
+COUNT_SECONDS: Final = 30.0
+"""So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
 POOL_REPORT_SECONDS: Final = 1.0
 """Pool status is written at most once in that time: a gang's start changes it many times."""
 HEADROOM_SECONDS: Final = 0.2
@@ -88,6 +90,7 @@ class Operator:
         )
         self.pools = Dispatcher(reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
+        self.counts = Dispatcher(self._count, workers=1)
         metrics.follow(
             lambda: (job.status.phase for job in self.cache.jobs.items.values()),
             lambda: len(self.jobs),
@@ -126,8 +129,10 @@ class Operator:
         """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
         for kind in LISTS.keys() - set(FOLLOWED):
             self.lists.add_after(kind, RESYNC_SECONDS)
+            self.counts.add_after(kind, COUNT_SECONDS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lists.run())
+            group.create_task(self.counts.run())
             for kind in FOLLOWED:
                 group.create_task(self._follow(kind))
 
@@ -205,6 +210,16 @@ class Operator:
             self.take(name, "MODIFIED", raw)
         self._bury(name, before, {store.key(raw) for raw in listed["items"]})
         return RESYNC_SECONDS
+
+    async def _count(self, kind: Hashable) -> float:
+        """Compare a cache with a list where that has fewer; returns in how many seconds to count again."""
+        name = str(kind)
+        page = await self.client.get(LISTS[name], limit="1")
+        more = page["metadata"].get("remainingItemCount")
+        known = more is not None or not page["metadata"].get("continue")
+        if known and len(page["items"]) + int(more or 0) < len(self._store(name).items):
+            self.relisted(name)
+        return COUNT_SECONDS
 
     def _store(self, kind: str) -> Store[Any]:
         stores: dict[str, Store[Any]] = {
