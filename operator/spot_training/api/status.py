@@ -85,12 +85,17 @@ class Stop(StatusModel):
 
 
 class UndecidedExit(StatusModel):
-    """A non-zero exit that is not judged yet: a peer's node may have died silently."""
+    """A non-zero exit that is not judged yet: a peer's node may have died silently.
+
+    ``leases_since``: the newest resourceVersion of the nodes' Leases when they were first looked at: a kubelet that has
+    renewed its Lease since was alive after the exit, whatever its clock says.
+    """
 
     index: int
     exit_code: int
     at: Time
     reason: Word = ""
+    leases_since: int | None = None
 
 
 class End(StatusModel):

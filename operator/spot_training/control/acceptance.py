@@ -43,6 +43,10 @@ class Acceptance:
             return known
         return await self._ask(key, job, pool)
 
+    def forget(self, job: Job, pool: Pool | None) -> None:
+        """What was accepted in a dry run has been refused since."""
+        self._known.pop(_likeness(job, pool), None)
+
     async def _ask(self, key: str, job: Job, pool: Pool | None) -> Answer:
         mine = self._asked.setdefault(key, asyncio.Event())
         try:

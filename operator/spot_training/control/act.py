@@ -96,7 +96,7 @@ def _create(job: Job, current: Current, world: World, mine: list[Pod], now: floa
     made: list[Action] = []
     if world.claim is None and job.spec.checkpoint.claim_template is not None:
         made.append(CreateClaim())
-    there = {pod.index for pod in mine if not pod.removed}
+    there = {pod.index for pod in mine if not pod.removed or _may_run_on(pod, world)}
     missing = [index for index in range(job.replicas) if index not in there]
     # The same for all ranks in a pool.
     ranks = {current.pool_of(index): index for index in missing}
@@ -106,6 +106,12 @@ def _create(job: Job, current: Current, world: World, mine: list[Pod], now: floa
     if missing and job.replicas > 1:
         made.append(CreateService())
     return made + [CreatePod(index, *limits[current.pool_of(index)]) for index in missing]
+
+
+def _may_run_on(pod: Pod, world: World) -> bool:
+    """Whether a pod that is gone may run on where nobody can say so: what it means is for the next plan to decide."""
+    node = world.nodes.get(pod.node)
+    return pod.node != "" and not pod.ended and (node is None or not node.ready)
 
 
 def _clear_older(world: World, attempt: int) -> list[DeletePod]:

@@ -27,6 +27,17 @@ logger = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 64
 NOT_FOUND, CONFLICT, FORBIDDEN, TOO_MANY = 404, 409, 403, 429
+PASSING = frozenset({401, NOT_FOUND, 408, CONFLICT, TOO_MANY})
+"""Of the codes from 400 to 499, those that say nothing against what was sent."""
+
+
+class RefusedError(ApiError):
+    """The API server does not want one of the objects that an attempt consists of: sent again it is refused again."""
+
+    @property
+    def temporary(self) -> bool:
+        """Whether another moment may differ, as with a quota."""
+        return self.code == FORBIDDEN
 
 
 class Applier:
@@ -73,7 +84,7 @@ class Applier:
         except ApiError as error:
             if error.code == FORBIDDEN:
                 return Refusal(f"the API server refuses the pods: {error.message}", temporary=True)
-            if 400 <= error.code < 500 and error.code not in (TOO_MANY, 401):
+            if _refuses(error) or error.code == NOT_FOUND:
                 return Refusal(f"the API server refuses the template: {error.message}", temporary=False)
             raise
         return Accepted(made["spec"].get("priority") or 0)
@@ -111,10 +122,14 @@ class Applier:
                     await self._delete_job(job)
 
     async def _create(self, job: Job, plural: str, body: Json) -> Json | None:
-        """Create, unless the name is there already: then None."""
+        """Create, unless the name is there already: then None. Raises :class:`RefusedError`."""
         try:
             return await self._client.create(core_path(job.namespace, plural), body)
         except ApiError as error:
+            if _refuses(error):
+                raise RefusedError(
+                    error.code, error.reason, error.message, error.details, error.retry_after
+                ) from error
             if error.code != CONFLICT:
                 raise
             return None
@@ -191,3 +206,7 @@ class Applier:
         except ApiError as error:
             if error.code not in (NOT_FOUND, CONFLICT):
                 raise
+
+
+def _refuses(error: ApiError) -> bool:
+    return 400 <= error.code < 500 and error.code not in PASSING

@@ -16,12 +16,10 @@ from spot_training.control import conditions, ondemand, spending
 from spot_training.control.draft import Draft, moment
 from spot_training.control.losses import note_report
 from spot_training.control.policies.classify import (
-    POD_STATUS_REASONS,
     RETRYABLE,
     Case,
     Judgement,
     classify,
-    settle,
     undecided,
 )
 from spot_training.control.policies.fate import Fate
@@ -29,9 +27,9 @@ from spot_training.control.spotagain import consider_spot
 from spot_training.control.starting import START_TROUBLES
 from spot_training.control.stopped import all_stopped, fates_of, ranks
 from spot_training.control.stopping import notices_of, stop_attempt, stop_for_notices, tighten
+from spot_training.control.undecided import settle_undecided
 from spot_training.control.world import Ask, Pod
 
-LEASE_POLL_SECONDS = 1.0
 MAX_NODES_TOLD = 16
 
 
@@ -48,7 +46,7 @@ def observe(draft: Draft) -> None:
         return
     _note_stop(draft, pods)
     _note_nodes(draft, pods)
-    _settle_undecided(draft)
+    settle_undecided(draft)
     _fold_report(draft, pods)
     stop = draft.current.stop
     if draft.asks or stop is None or stop.cls is None:
@@ -97,18 +95,23 @@ def _note_progress(draft: Draft, pods: dict[int, Pod]) -> None:
     current = draft.current
     starts = [pod.started_at for pod in pods.values() if pod.started_at is not None]
     if starts and current.started_at is None:
-        draft.set_current(started_at=draft.stamp(min(starts)))
+        draft.set_current(started_at=_possible(draft, min(starts)))
         if draft.status.start_time is None:
-            draft.set(start_time=draft.stamp(min(starts)))
+            draft.set(start_time=draft.current.started_at)
     going = sum(1 for pod in pods.values() if pod.started_at is not None)
     if going == draft.job.replicas and current.running_at is None and current.stop is None:
-        draft.set_current(running_at=draft.stamp(max(starts)))
+        draft.set_current(running_at=_possible(draft, max(starts)))
         where = ", ".join(sorted({pod.node for pod in pods.values()})[:8])
         draft.tell(
             "Running", f"Attempt {current.attempt} runs on {where} (pool {' and '.join(current.pools)})"
         )
         nodes = sorted({pod.node for pod in pods.values()})[:MAX_NODES_TOLD]
-        draft.record_return(resumed_at=draft.stamp(max(starts)), recreated_nodes=nodes)
+        draft.record_return(resumed_at=draft.current.running_at, recreated_nodes=nodes)
+
+
+def _possible(draft: Draft, at: float) -> str:
+    """A time of a node's clock, which may be wrong: a pod started after its attempt was opened, and before now."""
+    return draft.stamp(min(max(at, moment(draft.current.opened_at) or 0.0), draft.now))
 
 
 def _fold_report(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -169,8 +172,10 @@ def _note_stop(draft: Draft, pods: dict[int, Pod]) -> None:
             draft, "DeadlineExceeded", "Cancelled", "spec.deadlineSeconds have passed since the first start"
         )
     elif not ondemand.ended_by_budget(draft, pods):
-        _note_ends(draft, pods)
-        _note_refused(draft)
+        # Before the ends: a rank that was never made has not gone, though its peers have started.
+        _note_refused(draft, pods)
+        if draft.current.stop is None:
+            _note_ends(draft, pods)
         _note_node_left(draft, pods)
         _note_mended(draft)
         _note_provision_timeout(draft, pods)
@@ -196,7 +201,9 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
         if fate is not None and fate.fate is Fate.SILENT:
             draft.wake(fate.changes_at)
         if pod is None or pod.removed:
-            if current.started_at is None and not lost and not spending.may_run_unseen(draft, index, pod):
+            # It may have started, and run on, where nobody can say so: then no other may be made in its place.
+            known = fate is None or fate.fate is Fate.ALIVE
+            if current.started_at is None and known and not spending.may_run_unseen(draft, index, pod):
                 continue
             if not draft.world.live:
                 draft.asks.add(Ask.LIVE_PODS)
@@ -247,13 +254,16 @@ def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -
     stop_attempt(draft, judgement.reason, cls, message, node=name)
 
 
-def _note_refused(draft: Draft) -> None:
-    """A quota has room for some of the pods only: they are given back, for another gang may need just these."""
-    current = draft.current
-    if current.stop is not None or current.started_at or draft.asks or draft.world.refused != current.attempt:
+def _note_refused(draft: Draft, pods: dict[int, Pod]) -> None:
+    """The gang cannot be made whole: a quota has room for some pods only, or the API server wants one of its objects
+    otherwise. What there is of it is given back, for another gang may need just that.
+    """
+    current, world = draft.current, draft.world
+    whole = all(index in pods for index in range(draft.job.replicas))
+    if world.refused != current.attempt or draft.asks or (current.started_at and whole):
         return
-    draft.tell("PodsRefused", draft.world.obstacle, type_="Warning")
-    stop_attempt(draft, "PodsRefused", "NotStarted", draft.world.obstacle)
+    draft.tell(world.refused_as, world.obstacle, type_="Warning")
+    stop_attempt(draft, world.refused_as, "NotStarted", world.obstacle)
 
 
 def _note_node_left(draft: Draft, pods: dict[int, Pod]) -> None:
@@ -305,57 +315,6 @@ def _note_provision_timeout(draft: Draft, pods: dict[int, Pod]) -> None:
     )
     stuck = next((pod.node for _, pod in sorted(pods.items()) if pod.node and pod.started_at is None), None)
     stop_attempt(draft, "ProvisionTimeout", "NotStarted", message, node=stuck)
-
-
-def _settle_undecided(draft: Draft) -> None:
-    """Judge a non-zero exit: another rank's machine was taken or lost, or all of them are alive."""
-    current = draft.current
-    stop = current.stop
-    if stop is None or stop.cls is not None or not current.undecided:
-        return
-    exit_ = current.undecided[0]
-    # Kubelet's times are whole seconds, and zero where it lost the time: what matters is when it was seen.
-    exit_at = max(moment(exit_.at) or 0.0, moment(stop.at) or 0.0)
-    fates = fates_of(draft, draft.pods())
-    for pod in draft.pods().values():
-        why = classify(Case(pod, False))
-        # That it is being deleted says nothing: the stop has done that.
-        sure = pod.disruption or pod.status_reason in POD_STATUS_REASONS or why.reason == "NodeRestarted"
-        if why.cls == "Disruption" and sure:
-            _decide(draft, "Disruption", why.reason, f"rank {pod.index}, a peer: {why.message}")
-            return
-        if why.cls == "Blocked":
-            _decide(draft, "Blocked", why.reason, f"rank {pod.index}, a peer: {why.message}")
-            return
-    peers: list[str] = []
-    for ref in current.nodes:
-        node = draft.world.nodes.get(ref.name)
-        fate = fates.get(ref.index)
-        if node is not None and node.notice is not None:
-            _decide(draft, "Disruption", "Reclaimed", f"a peer's node, {ref.name}, was being taken")
-            return
-        if fate is not None and fate.fate is not Fate.ALIVE:
-            _decide(draft, "Disruption", "NodeLost", f"a peer's machine was lost: {fate.why}")
-            draft.record(current.attempt, node=ref.name, lost_uid=ref.uid, pool=current.pool_of(ref.index))
-            return
-        if ref.index != exit_.index and ref.name not in peers:
-            peers.append(ref.name)
-    own = next((ref.name for ref in current.nodes if ref.index == exit_.index), None)
-    peers = [name for name in peers if name != own]
-    if draft.world.leases is None and peers:
-        draft.asks.add(Ask.LEASES)
-    elif settle(exit_at, peers, draft.world.leases or {}):
-        _decide(draft, "Failure", exit_.reason, stop.message)
-    else:
-        draft.wake(draft.now + LEASE_POLL_SECONDS)
-
-
-def _decide(draft: Draft, cls: EndClass, cause: str, message: str) -> None:
-    if draft.current.stop is None:
-        return
-    made = draft.current.stop.model_copy(update={"cls": cls, "cause": cause, "message": message})
-    draft.set_current(stop=made, undecided=[])
-    draft.record(draft.current.attempt, reason=cause)
 
 
 def _peers(draft: Draft, index: int) -> list[str]:

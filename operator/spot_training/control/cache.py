@@ -172,11 +172,13 @@ class Cache:
         *,
         live: bool = False,
         leases: Mapping[str, float] | None = None,
+        renewals: Mapping[str, int] | None = None,
         dry_run: Accepted | Refusal | None = None,
         choice: Choice | None = None,
         events: Mapping[str, str] | None = None,
         obstacle: str = "",
         refused: int = 0,
+        refused_as: str = "PodsRefused",
     ) -> World:
         """The world of one job, as it is known now."""
         return World(
@@ -184,6 +186,7 @@ class Cache:
             nodes=self.nodes.items,
             pools=self.pools.items,
             members=self.supply.by_pool,
+            silent=self.supply.silent,
             claim=self.claims.items.get((job.namespace, job.claim)),
             claim_user=self._claim_user(job),
             source=self._source(job),
@@ -191,12 +194,14 @@ class Cache:
             agents=self._agents.keys(),
             live=live,
             leases=leases,
+            renewals=renewals,
             dry_run=dry_run,
             choice=choice,
             volumes=self.volumes,
             events=events,
             obstacle=obstacle,
             refused=refused,
+            refused_as=refused_as,
         )
 
     def _claim_user(self, job: Job) -> str:

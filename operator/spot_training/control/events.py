@@ -10,6 +10,7 @@ from spot_training.api import names
 from spot_training.api.times import format_micro_time, format_second
 from spot_training.cluster.client import ApiError, Client, core_path
 from spot_training.control.draft import Story
+from spot_training.control.election import NotLeadingError
 from spot_training.control.world import Job
 
 logger = logging.getLogger(__name__)
@@ -49,13 +50,20 @@ class Announcer:
                 logger.warning("event dropped, too many are pending: %s %s", key, story.reason)
 
     async def run(self) -> None:
-        """Post until cancelled."""
+        """Post until cancelled. That this process leads no more ends its term, not this."""
         while True:
             event = await self._queue.get()
             path = core_path(event["metadata"]["namespace"], "events")
             try:
                 await self._client.create(path, event)
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+            except (
+                ApiError,
+                NotLeadingError,
+                aiohttp.ClientError,
+                OSError,
+                TimeoutError,
+                ValueError,
+            ) as error:
                 logger.info("event not posted (%s): %s", error, event["message"])
 
     def _event(self, about: dict[str, str], story: Story, now: float) -> dict[str, Any]:

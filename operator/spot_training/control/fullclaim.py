@@ -7,7 +7,8 @@ most, since somebody may have made room in a way that nobody can see.
 
 from spot_training.api.status import FullClaim
 from spot_training.control import conditions
-from spot_training.control.draft import Draft, moment
+from spot_training.control.draft import Draft
+from spot_training.control.setbacks import saved_anew
 
 REASON = "ClaimFull"
 
@@ -15,7 +16,7 @@ REASON = "ClaimFull"
 def note_full(draft: Draft) -> bool:
     """Whether the attempt that has ended found its claim full; remembers that, and forgets it after one that saved."""
     known, claim = draft.status.full_claim, draft.world.claim
-    saved, end = _saved(draft), draft.current.end
+    saved, end = saved_anew(draft), draft.current.end
     cls = end.cls if end is not None else ""
     told = any(pod.report is not None and pod.report.volume_full for pod in draft.pods().values())
     if cls == "Completed" or not (told or cls == "Blocked"):
@@ -88,10 +89,3 @@ def _message(draft: Draft, full: FullClaim) -> str:
         "checkpoints (keep and keep_every_steps of Training; there must be room for one more than are kept), or "
         "remove what else is there"
     )
-
-
-def _saved(draft: Draft) -> bool:
-    """Whether the attempt has saved a checkpoint: then there was room."""
-    started = moment(draft.current.started_at)
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    return started is not None and saved is not None and saved > started

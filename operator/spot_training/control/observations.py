@@ -27,7 +27,17 @@ DISRUPTIONS: Final[Set[str]] = frozenset(
 )
 FAILURES: Final[Set[str]] = frozenset({"DeadlineExceeded", "ExitCode", "OOMKilled", "PodFailed"})
 NOT_STARTED: Final[Set[str]] = frozenset(
-    {"NodeLeft", "PodRefused", "PodsRefused", "ProvisionTimeout", "SpecChanged", "StartError", "TooDear"}
+    {
+        "InitFailed",
+        "NodeLeft",
+        "PodRefused",
+        "PodsRefused",
+        "ProvisionTimeout",
+        "SpecChanged",
+        "StartError",
+        "TemplateInvalid",
+        "TooDear",
+    }
 )
 OTHER: Final = "Other"
 """Runtimes, kubelets and whoever sets DisruptionTarget may bring words of their own; a label takes none of them."""

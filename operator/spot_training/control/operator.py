@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 RESYNC_SECONDS: Final = 300.0
 RELISTED_SECONDS: Final = 1.0
 """From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
+COUNT_SECONDS: Final = 30.0
+"""So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
 POOL_REPORT_SECONDS: Final = 1.0
 """Pool status is written at most once in that time: a gang's start changes it many times."""
 HEADROOM_SECONDS: Final = 0.2
@@ -89,6 +91,7 @@ class Operator:
         )
         self.pools = Dispatcher(reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
+        self.counts = Dispatcher(self._count, workers=1)
         metrics.follow(
             lambda: (job.status.phase for job in self.cache.jobs.items.values()),
             lambda: len(self.jobs),
@@ -111,9 +114,10 @@ class Operator:
                 case "claims":
                     self._take_claim(type_, raw)
         except ValidationError as error:
-            logger.error(
-                "%s %s does not fit this operator's version: %s", kind, raw["metadata"]["name"], error
-            )
+            logger.error("%s %s does not fit this operator's version: %s", kind, _name(raw), error)
+        except (ValueError, LookupError, TypeError, AttributeError):
+            # One object that nobody thought of must not stop the work on all others.
+            logger.exception("%s %s cannot be read, and is passed over", kind, _name(raw))
 
     async def _reconcile(self, key: Hashable) -> float | None:
         try:
@@ -126,8 +130,10 @@ class Operator:
         """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
         for kind in LISTS.keys() - set(FOLLOWED):
             self.lists.add_after(kind, RESYNC_SECONDS)
+            self.counts.add_after(kind, COUNT_SECONDS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.lists.run())
+            group.create_task(self.counts.run())
             for kind in FOLLOWED:
                 group.create_task(self._follow(kind))
 
@@ -206,6 +212,16 @@ class Operator:
         self._bury(name, before, {store.key(raw) for raw in listed["items"]})
         return RESYNC_SECONDS
 
+    async def _count(self, kind: Hashable) -> float:
+        """Compare a cache with a list where that has fewer; returns in how many seconds to count again."""
+        name = str(kind)
+        page = await self.client.get(LISTS[name], limit="1")
+        more = page["metadata"].get("remainingItemCount")
+        known = more is not None or not page["metadata"].get("continue")
+        if known and len(page["items"]) + int(more or 0) < len(self._store(name).items):
+            self.relisted(name)
+        return COUNT_SECONDS
+
     def _store(self, kind: str) -> Store[Any]:
         stores: dict[str, Store[Any]] = {
             "jobs": self.cache.jobs,
@@ -256,19 +272,28 @@ class Operator:
                 self._job_changed(gone, None)
             return
         _, before, after = self.cache.jobs.put(raw)
-        if after is not None and after != before:
-            self.jobs.add(key)
+        if after is None or after == before:
+            return
+        self.jobs.add(key)
+        if before is None:
+            return
+        if before.uid != after.uid:
+            self.cache.forget_job(before.uid)
+            self._job_changed(before, None)
+        else:
+            self._job_changed(before, after)
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
-        """A job opened or ended an attempt: capacity and claims may be free for others.
+        """A job opened or ended an attempt, or names another claim: capacity and claims may be free for others.
 
-        Between two attempts a job holds its claim, so its own end counts, too.
+        Between two attempts a job holds its claim, so it must end, be gone or name another to let go of it.
         """
         ended_attempt = before is not None and before.open_attempt and not (after and after.open_attempt)
         ended_job = before is not None and not before.finished and (after is None or after.finished)
         if ended_attempt:
             self.placer.wake()
-        if ended_job and before is not None:
+        moved = before is not None and after is not None and before.claim != after.claim
+        if before is not None and (ended_job or moved):
             self._wake_claim((before.namespace, before.claim))
         if after is None and before is not None:
             self.placer.forget(before.key)
@@ -355,3 +380,9 @@ class Operator:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
         for key in self.cache.with_claim(claim):
             self.jobs.add(key)
+
+
+def _name(raw: Mapping[str, Any]) -> str:
+    """Namespace and name, for the log."""
+    meta = raw.get("metadata") or {}
+    return "/".join(filter(None, (meta.get("namespace"), meta.get("name"))))

@@ -126,7 +126,7 @@ def _count_by_class(draft: Draft, end: End) -> None:
             )
     elif end.cls == "NotStarted":
         count_unstarted(draft, end.reason)
-        if end.reason == "PodsRefused":
+        if end.reason in ("PodsRefused", "TemplateInvalid"):
             # The next try begins with a dry run, as the first one did.
             draft.condition("TemplateInvalid", True, end.reason, end.message)
 

@@ -1,7 +1,7 @@
 """From the API server's JSON to the planner's views: pure, tolerant of what is missing."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from spot_training.api import names
@@ -22,6 +22,7 @@ Json = Mapping[str, Any]
 MAX_REPORT_BYTES: Final = 4096
 MAX_EXTRAS: Final = 16
 MAX_START_WORDS: Final = 400
+MAX_DIGITS: Final = 9
 MAX_STEP: Final = 2**53
 """Every JSON reader keeps whole numbers up to here; the API server would refuse a status with a longer one."""
 
@@ -120,6 +121,9 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
     labels = meta.get("labels") or {}
     owner: Json = next((each for each in meta.get("ownerReferences") or () if each.get("controller")), {})
     ours = str(owner.get("apiVersion", "")).startswith(names.GROUP + "/")
+    sidecars = {
+        each["name"] for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"
+    }
     common: dict[str, Any] = {
         "namespace": meta["namespace"],
         "name": meta["name"],
@@ -128,7 +132,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         "phase": status.get("phase") or "Pending",
         "requests": pod_needs(spec),
         "removed": removed,
-        "ended": _ended(spec, status),
+        "ended": _ended(spec, status, sidecars),
     }
     # A job's pods push away only what has a lower priority.
     if ours and owner["kind"] == names.POOL_KIND and (spec.get("priority") or 0) < 0:
@@ -138,7 +142,7 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
             made_from=str((meta.get("annotations") or {}).get(names.MADE_FROM) or ""),
             index=_number(labels.get(names.LABEL_INDEX)),
             deleting="deletionTimestamp" in meta,
-            trouble=_trouble(status),
+            trouble=_trouble(status, sidecars),
         )
     if not ours or owner["kind"] != names.JOB_KIND:
         return Pod(**common)
@@ -174,9 +178,9 @@ def read_pod(raw: Json, removed: bool = False) -> Pod:
         ended_at=_last_end(status) if common["ended"] else None,
         budget_seconds=_number((meta.get("annotations") or {}).get(names.BUDGET_SECONDS)) or None,
         report=read_report(ended.get("message")),
-        status_reason=_status_reason(status),
+        status_reason=_status_reason(status, sidecars),
         disruption=_disruption(status),
-        trouble=_trouble(status),
+        trouble=_trouble(status, sidecars),
     )
 
 
@@ -195,13 +199,20 @@ def _exit(ended: Json) -> Exit:
     return Exit(ended.get("exitCode", -1), reason, seconds(ended.get("finishedAt")) or 0.0, said)
 
 
-def _status_reason(status: Json) -> str:
+def _status_reason(status: Json, sidecars: Set[str]) -> str:
     """The reason that kubelet gives for the pod's end, or that an init container of it failed."""
+    return status.get("reason") or (INIT_FAILED if _init_failure(status, sidecars) else "")
+
+
+def _init_failure(status: Json, sidecars: Set[str]) -> str:
+    """Which init container failed, and how, or an empty string."""
     for each in status.get("initContainerStatuses") or ():
         ended = (each.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode") and ended.get("reason") not in START_ERRORS:
-            return status.get("reason") or INIT_FAILED
-    return status.get("reason") or ""
+        told = ended.get("exitCode") and ended.get("reason") not in START_ERRORS
+        if told and each.get("name") not in sidecars:
+            why = f" ({ended['reason']})" if ended.get("reason") not in (None, "", "Error") else ""
+            return f"init container {each.get('name')} ended with exit code {ended['exitCode']}{why}"
+    return ""
 
 
 def _last_end(status: Json) -> float | None:
@@ -212,11 +223,12 @@ def _last_end(status: Json) -> float | None:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.isdigit() else 0
+    """A whole number, or 0: anybody who may write pods may have written this, digits of other scripts included."""
+    return int(text) if text and len(text) <= MAX_DIGITS and text.isascii() and text.isdigit() else 0
 
 
-def _ended(spec: Json, status: Json) -> bool:
-    """Whether no container of the pod can run any more.
+def _ended(spec: Json, status: Json, sidecars: Set[str]) -> bool:
+    """Whether no container of the pod can run any more; ``sidecars``: its init containers that run beside the others.
 
     All containers terminated is enough, since nothing restarts them; the phase follows a moment later. The phase
     alone proves nothing: pod garbage collection sets Failed on pods of lost nodes, whose containers may have started
@@ -229,7 +241,8 @@ def _ended(spec: Json, status: Json) -> bool:
         and len(states) == len(spec.get("containers") or ())
         and all("terminated" in state for state in states)
     ):
-        return True
+        beside = (each for each in status.get("initContainerStatuses") or () if each.get("name") in sidecars)
+        return not any("running" in (each.get("state") or {}) for each in beside)
     if spec.get("nodeName") and _disruption(status) == "DeletionByPodGC":
         return False
     states += [each.get("state") or {} for each in status.get("initContainerStatuses") or ()]
@@ -245,11 +258,13 @@ def _disruption(status: Json) -> str:
     return ""
 
 
-def _trouble(status: Json) -> str:
+def _trouble(status: Json, sidecars: Set[str]) -> str:
     """Why the pod does not start, in the words of scheduler or kubelet; empty while nothing is wrong."""
     for each in status.get("conditions") or ():
         if each.get("type") == "PodScheduled" and each.get("status") == "False":
             return f"{each.get('reason')}: {each.get('message', '')}"
+    if _status_reason(status, sidecars) == INIT_FAILED:
+        return _init_failure(status, sidecars)
     for each in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         waiting = (each.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):

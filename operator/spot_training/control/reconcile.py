@@ -13,7 +13,7 @@ from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
 from spot_training.control.acceptance import Acceptance
 from spot_training.control.act import CreatePod, actions
-from spot_training.control.apply import CONFLICT, FORBIDDEN, NOT_FOUND, Applier
+from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier, RefusedError
 from spot_training.control.cache import Cache
 from spot_training.control.claims import volumes_of
 from spot_training.control.coalesce import may_wait, wait_seconds
@@ -26,7 +26,7 @@ from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import read_terms
 from spot_training.control.policies.demand import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Accepted, Ask, Job, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class _Facts:
 
     live: bool = False
     leases: dict[str, float] | None = None
+    renewals: dict[str, int] | None = None
     dry_run: Accepted | Refusal | None = None
     choice: Choice | None = None
     events: dict[str, str] | None = None
@@ -107,6 +108,8 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
+            if isinstance(error, RefusedError):
+                self._acceptance.forget(job, self._likely_pool(job))
             self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
             raise
         self._obstacles.pop(job.key, None)
@@ -140,16 +143,19 @@ class Reconciler:
     async def _plan(self, job: Job, facts: _Facts) -> Plan:
         now = self.now()
         attempt, obstacle = self._obstacles.get(job.key, (0, None))
+        refusal = obstacle if isinstance(obstacle, RefusedError) else None
         for _ in range(MAX_QUESTIONS):
             world = self._cache.world(
                 job,
                 live=facts.live,
                 leases=facts.leases,
+                renewals=facts.renewals,
                 dry_run=facts.dry_run,
                 choice=facts.choice,
                 events=facts.events,
                 obstacle=f"not all could be created: {obstacle}" if obstacle else "",
-                refused=attempt if isinstance(obstacle, ApiError) and obstacle.code == FORBIDDEN else 0,
+                refused=attempt if refusal else 0,
+                refused_as="PodsRefused" if refusal is None or refusal.temporary else "TemplateInvalid",
             )
             made = plan(job, world, now)
             if not made.asks:
@@ -193,14 +199,19 @@ class Reconciler:
             await self._live_pods(job)
             facts.live = True
         if Ask.LEASES in asks:
-            facts.leases = await self._leases(job)
+            facts.leases, facts.renewals = await self._leases(job)
         if Ask.EVENTS in asks:
             facts.events = await self._complaints.of(job)
         if Ask.VOLUMES in asks:
             await self._volumes(job)
         if Ask.DRY_RUN in asks:
-            pool = next((self._cache.pools.items.get(name) for name in job.spec.pools), None)
-            facts.dry_run = await self._acceptance.of(job, pool)
+            facts.dry_run = await self._acceptance.of(job, self._likely_pool(job))
+
+    def _likely_pool(self, job: Job) -> Pool | None:
+        """A pool that the job's pods may be made in; each has its own selector and tolerations."""
+        pools = self._cache.pools.items
+        spot = sorted(name for name, pool in pools.items() if pool.spec.capacity_type == "Spot")
+        return next((pools[name] for name in job.spec.pools or spot if name in pools), None)
 
     async def _live_pods(self, job: Job) -> None:
         """Bring the cache up to the API server's own list of the job's pods."""
@@ -227,10 +238,11 @@ class Reconciler:
             affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
             self._cache.put_volume(job, name, read_terms(affinity.get("required")))
 
-    async def _leases(self, job: Job) -> dict[str, float]:
-        """When the kubelets of the gang's nodes were last heard of."""
+    async def _leases(self, job: Job) -> tuple[dict[str, float], dict[str, int]]:
+        """When the kubelets of the gang's nodes were last heard of, by their own clocks, and the Leases' versions."""
         refs = job.status.current.nodes if job.status.current else []
         found: dict[str, float] = {}
+        versions: dict[str, int] = {}
 
         async def one(name: str) -> None:
             path = f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{name}"
@@ -243,9 +255,10 @@ class Reconciler:
             renewed = seconds(raw["spec"].get("renewTime"))
             if renewed is not None:
                 found[name] = renewed
+                versions[name] = int(raw["metadata"]["resourceVersion"])
 
         await asyncio.gather(*(one(name) for name in {ref.name for ref in refs}))
-        return found
+        return found, versions
 
     async def _outdated(self, job: Job) -> bool:
         """Whether the job is another by now than it was here. Only a status write proves that it is not, and a
@@ -259,12 +272,17 @@ class Reconciler:
         """The cached job was stale, or is gone: take the API server's word."""
         try:
             raw = await self._client.get(job_path(job.namespace, job.name))
-            self._cache.jobs.put(raw)
+            _, before, after = self._cache.jobs.put(raw)
+            # The watch brings the same version later, which is nothing new then.
+            if before is not None and after is not None and before.uid == after.uid:
+                self._changed(before, after)
         except ApiError as error:
             if error.code != NOT_FOUND:
                 raise
-            self._cache.jobs.drop(job.key, job.uid)
+            gone = self._cache.jobs.drop(job.key, job.uid)
             self._cache.forget_job(job.uid)
+            if gone is not None:
+                self._changed(gone, None)
         except ValidationError as error:
             logger.error("%s: the job does not fit this operator's version: %s", job.key, error)
             self._cache.jobs.drop(job.key, job.uid)

@@ -12,6 +12,8 @@ from spot_training.control.policies.backoff import (
     of_the_pool,
     pace,
 )
+from spot_training.control.stopped import STUCK, is_stuck
+from spot_training.control.world import Pod
 
 MAX_POOLS: Final = 64
 
@@ -26,7 +28,31 @@ def ran_long(draft: Draft) -> bool:
     """Whether the attempt ran long enough for capacity to be called stable; a save alone says nothing of that."""
     running = moment(draft.current.running_at)
     told = moment(draft.current.stop.at) if draft.current.stop else None
-    return running is not None and (told or draft.now) - running >= HEALTHY_SECONDS
+    long = running is not None and (told or draft.now) - running >= HEALTHY_SECONDS
+    # A node's clock may be wrong, and by it the attempt may seem to have begun earlier; how long a container ran,
+    # it knows.
+    return long and not any(_ended_soon(pod) for pod in draft.pods().values())
+
+
+def _ended_soon(pod: Pod) -> bool:
+    """Whether a program failed soon, from start to end by one clock, that of its node."""
+    if pod.exit is None or pod.exit.code == 0 or pod.started_at is None:
+        return False
+    return 0.0 <= pod.exit.at - pod.started_at < HEALTHY_SECONDS - 1.0
+
+
+def saved_anew(draft: Draft) -> bool:
+    """Whether the attempt has saved a checkpoint of its own, as its programs report. Their times are their nodes'."""
+    return any(_saved_anew(pod) for pod in draft.pods().values())
+
+
+def _saved_anew(pod: Pod) -> bool:
+    report = pod.report
+    if report is None or report.checkpoint_step is None:
+        return False
+    if report.resumed_step is not None:
+        return report.checkpoint_step > report.resumed_step
+    return (report.checkpoint_time or 0.0) > (pod.started_at or float("inf"))
 
 
 def late_pools(draft: Draft) -> list[str]:
@@ -44,9 +70,7 @@ def late_pools(draft: Draft) -> list[str]:
 
 def healthy(draft: Draft) -> bool:
     """Whether the attempt ran long enough, or saved, so that the program's trouble before it is over."""
-    started = moment(draft.current.started_at)
-    saved = moment(draft.status.checkpoint.time) if draft.status.checkpoint else None
-    return ran_long(draft) or (started is not None and saved is not None and saved > started)
+    return ran_long(draft) or saved_anew(draft)
 
 
 def retry_after(draft: Draft, streak: int, at_least: bool = False) -> None:
@@ -212,6 +236,7 @@ def note_end(draft: Draft) -> None:
     if ran_long(draft):
         left = [each for each in draft.status.pool_backoffs if each.pool not in current.pools]
         draft.set(disruption_streak=0, pool_backoffs=left)
+    _keep_off_stuck(draft)
     if end is None or not (end.cls == "Failure" or end.reason in BLAMING):
         return
     name = current.stop.node if current.stop else None
@@ -227,3 +252,17 @@ def note_end(draft: Draft) -> None:
             f"{made[-1].failures} attempts have failed on node {name}, the last: {end.reason}; avoided until "
         )
         draft.tell("NodeAvoided", f"{message}{made[-1].avoided_until}", type_="Warning")
+
+
+def _keep_off_stuck(draft: Draft) -> None:
+    """Keep off machines on which a pod of the attempt cannot be killed: the next one would hang there, too."""
+    for pod in draft.pods().values():
+        node = draft.node_of(pod)
+        if node is None or not is_stuck(pod, draft.now):
+            continue
+        made = strike(draft.status.suspect_nodes, node.name, node.uid, STUCK, draft.now, strikes=1)
+        draft.set(suspect_nodes=made)
+        message = (
+            f"pod {pod.name} on node {node.name} cannot be killed, and the next attempt does not wait for it"
+        )
+        draft.tell(STUCK, f"{message}; the node is avoided until {made[-1].avoided_until}", type_="Warning")

@@ -4,11 +4,17 @@ All containers terminated is enough; the pod objects need not be gone. A machine
 then it depends on whether the library's fences keep attempts apart.
 """
 
+from typing import Final
+
 from spot_training.api.status import AttemptNode
+from spot_training.control import conditions
 from spot_training.control.draft import Draft, moment
 from spot_training.control.policies.fate import Fate, Verdict, judge
 from spot_training.control.world import Ask, Pod
 
+STUCK_SECONDS: Final = 30.0
+"""A container that is not gone so long after it was to be killed hangs in the kernel: in I/O, or in a driver."""
+STUCK: Final = "StuckTerminating"
 MACHINE_GONE_AFTER_DEADLINE_SECONDS = 5.0
 """So long after a reclamation's deadline nothing can be hoped for from the machine."""
 
@@ -24,8 +30,13 @@ def fates_of(draft: Draft, pods: dict[int, Pod]) -> dict[int, Verdict]:
     refs = {ref.index: ref for ref in draft.current.nodes}
     for index, pod in pods.items():
         node = draft.node_of(pod)
-        if index not in refs and node is not None:
+        if index in refs:
+            continue
+        if node is not None:
             refs[index] = AttemptNode(index=index, name=node.name, uid=node.uid)
+        elif pod.removed and pod.node:
+            # The Node of a pod that is there may not have come yet; that of one that has gone, has gone with it.
+            refs[index] = AttemptNode(index=index, name=pod.node, uid="")
     recovery = draft.job.spec.recovery
     return {
         index: judge(ref, draft.world, draft.pool_of(index), recovery, draft.now)
@@ -68,7 +79,7 @@ def _still_runs(draft: Draft, pod: Pod | None, fate: Verdict | None) -> str:
     if fenced and (fate.fate is Fate.LOST or _taken(draft, pod, fate, deadline)):
         return ""
     if fate.fate is Fate.ALIVE:
-        return "its containers are still terminating"
+        return _terminating(draft, pod, fenced)
     if fenced or fate.fate is Fate.SILENT:
         draft.wake(fate.changes_at)
     since = (
@@ -87,6 +98,35 @@ def _still_runs(draft: Draft, pod: Pod | None, fate: Verdict | None) -> str:
             "node.kubernetes.io/out-of-service)"
         )
     return fate.why
+
+
+def _terminating(draft: Draft, pod: Pod | None, fenced: bool) -> str:
+    """Why a pod that is there on a machine that answers is waited for, or an empty string."""
+    if pod is None or pod.kill_at is None:
+        return "its containers are still terminating"
+    killed = draft.stamp(pod.kill_at)
+    if not is_stuck(pod, draft.now):
+        draft.wake(pod.kill_at + STUCK_SECONDS)
+        return f"its containers are still terminating, and are killed at {killed} at the latest"
+    if fenced:
+        return ""
+    message = (
+        f"the containers of pod {pod.name} on node {pod.node} were to be killed at {killed} and have not ended; the "
+        "program's attempts cannot be kept apart (checkpoint.writer: Other), so recovery waits until they have: when "
+        "you know that nothing of them runs any more, delete the pod by force (kubectl -n "
+        f"{draft.job.namespace} delete pod {pod.name} --force --grace-period=0), or stop the machine and taint its "
+        "node node.kubernetes.io/out-of-service=:NoExecute"
+    )
+    known = conditions.find(draft.status.conditions, "Running")
+    if known is None or message not in known.message:
+        draft.tell(STUCK, message, type_="Warning")
+    return message
+
+
+def is_stuck(pod: Pod, now: float) -> bool:
+    """Whether the pod should be gone for long, and is not: SIGKILL does not end what hangs in the kernel."""
+    overdue = pod.kill_at is not None and now >= pod.kill_at + STUCK_SECONDS
+    return overdue and pod.node != "" and not pod.ended and not pod.removed
 
 
 def _taken(draft: Draft, pod: Pod | None, fate: Verdict, deadline: float | None) -> bool:

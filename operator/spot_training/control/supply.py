@@ -64,6 +64,7 @@ class Supply:
         """Counts the changes: what was decided at a version holds while it is the same."""
         self._members: dict[str, dict[str, Node]] = {}
         self._pools_of: dict[str, tuple[str, ...]] = {}
+        self._silent: dict[str, int] = {}
         self._used: dict[str, dict[str, int]] = defaultdict(dict)
         self._training: dict[str, dict[str, int]] = defaultdict(dict)
         self._fits: dict[str, OrderedDict[Shape, Fit]] = {}
@@ -92,6 +93,7 @@ class Supply:
             for pool in self._pools_of.pop(before.name, ()):
                 self._members[pool].pop(before.name, None)
                 self._own_prices.pop(pool, None)
+                self._silent[pool] -= not before.ready
                 self._touch(pool, before.name)
             del self.nodes[before.name]
         if after is not None:
@@ -101,6 +103,7 @@ class Supply:
             for name in pools:
                 self._members[name][after.name] = after
                 self._own_prices.pop(name, None)
+                self._silent[name] += not after.ready
                 self._touch(name, after.name)
         self.version += 1
 
@@ -114,13 +117,14 @@ class Supply:
         if before is not None:
             for name in self._members.pop(before.name):
                 self._pools_of[name] = tuple(each for each in self._pools_of[name] if each != before.name)
-            del self.pools[before.name], self._fits[before.name]
+            del self.pools[before.name], self._fits[before.name], self._silent[before.name]
             self._gpus.pop(before.name, None)
             self._own_prices.pop(before.name, None)
         if after is not None:
             self.pools[after.name] = after
             mine = {name: node for name, node in self.nodes.items() if belongs(node, after)}
             self._members[after.name] = mine
+            self._silent[after.name] = sum(not node.ready for node in mine.values())
             self._fits[after.name] = OrderedDict()
             for name in mine:
                 self._pools_of[name] = tuple(sorted((*self._pools_of[name], after.name)))
@@ -171,6 +175,11 @@ class Supply:
     def by_pool(self) -> Mapping[str, Mapping[str, Node]]:
         """The nodes of every pool, by its name and theirs."""
         return self._members
+
+    @property
+    def silent(self) -> Mapping[str, int]:
+        """How many nodes of each pool are not ready."""
+        return self._silent
 
     def members(self, pool: str) -> Mapping[str, Node]:
         """The nodes that the pool's selector matches, by name."""

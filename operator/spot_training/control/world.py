@@ -317,18 +317,21 @@ class Ask(Enum):
 class World:
     """All that a decision about one job depends on.
 
-    ``pods``: the job's, also those removed lately; ``members``: the nodes of each pool; ``prices``: of a node for an
-    hour, by pool, where the price file says so; ``leases``: last renewal by node name, where asked for; ``agents``:
-    names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked for;
-    ``volumes``: by name, the nodes to which a PersistentVolume can be attached, as far as looked up; ``events``: by
-    pod UID, what its Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
-    failed; ``refused``: the attempt of which a quota or another admission lets no more pods be made, or 0.
+    ``pods``: the job's, also those removed lately; ``members``: the nodes of each pool; ``silent``: how many of these
+    are not ready; ``prices``: of a node for an hour, by pool, where the price file says so; ``leases`` and
+    ``renewals``: when, by its own clock, each node last renewed its Lease, and the Lease's resourceVersion, where asked
+    for; ``agents``: names of nodes with a ready agent; ``dry_run`` and ``choice`` (what placement decided): where asked
+    for; ``volumes``: by name, the nodes to which a PersistentVolume can be attached, as far as looked up; ``events``:
+    by pod UID, what its Events complain of, where asked for; ``obstacle``: why the last try to create what is needed
+    failed; ``refused``: the attempt of which the API server lets something not be made, or 0; ``refused_as``: our word
+    for that.
     """
 
     pods: tuple[Pod, ...] = ()
     nodes: Mapping[str, Node] = field(default_factory=dict)
     pools: Mapping[str, Pool] = field(default_factory=dict)
     members: Mapping[str, Mapping[str, Node]] = field(default_factory=dict)
+    silent: Mapping[str, int] = field(default_factory=dict)
     claim: Claim | None = None
     claim_user: str = ""
     source: Source | None = None
@@ -336,9 +339,11 @@ class World:
     agents: Set[str] = frozenset()
     live: bool = False
     leases: Mapping[str, float] | None = None
+    renewals: Mapping[str, int] | None = None
     dry_run: Accepted | Refusal | None = None
     choice: "Choice | None" = None
     volumes: Mapping[str, Terms] = field(default_factory=dict)
     events: Mapping[str, str] | None = None
     obstacle: str = ""
     refused: int = 0
+    refused_as: str = "PodsRefused"

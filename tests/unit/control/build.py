@@ -13,7 +13,6 @@ from spot_training.control.act import Action, CreatePod, DeletePod, actions
 from spot_training.control.draft import Plan
 from spot_training.control.plan import plan
 from spot_training.control.policies.demand import Choice, Request, Waiting
-from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.fitting import shape_of
 from spot_training.control.policies.placement import place
 from spot_training.control.supply import Supply
@@ -115,6 +114,8 @@ class Scene:
         self.volumes: dict[str, Terms] = {}
         self.events: dict[str, str] = {}
         self.leases: dict[str, float] = {}
+        """Until when each node's kubelet renews its Lease; ``clocks``: by how much its clock runs ahead."""
+        self.clocks: dict[str, float] = {}
         self.asked: list[Ask] = []
         self.plan = Plan(self.job.status)
 
@@ -130,14 +131,13 @@ class Scene:
         return place((waiting,), supply, self.reservations, {}, self.now)[self.job.key]
 
     def world(self, asked: frozenset[Ask] = frozenset(), request: Request | None = None) -> World:
+        supply = Supply.of(self.nodes.values(), self.pools.values())
         return World(
             pods=tuple(self.pods.values()),
             nodes=self.nodes,
             pools=self.pools,
-            members={
-                name: {each.name: each for each in self.nodes.values() if belongs(each, made)}
-                for name, made in self.pools.items()
-            },
+            members=supply.by_pool,
+            silent=supply.silent,
             prices=self.prices,
             claim=self.claim,
             claim_user=self.claim_user,
@@ -146,7 +146,12 @@ class Scene:
             obstacle=self.obstacle,
             refused=self.refused,
             live=Ask.LIVE_PODS in asked,
-            leases=self.leases if Ask.LEASES in asked else None,
+            leases={name: at + self.clocks.get(name, 0.0) for name, at in self.leases.items()}
+            if Ask.LEASES in asked
+            else None,
+            renewals={name: int(min(at, self.now) * 1000) for name, at in self.leases.items()}
+            if Ask.LEASES in asked
+            else None,
             dry_run=self.accepted() if Ask.DRY_RUN in asked else None,
             choice=self.choice(request) if request and asked & {Ask.PLACEMENT, Ask.ROOM} else None,
             volumes=self.volumes if Ask.VOLUMES in asked else {},

@@ -56,7 +56,9 @@ class Sim:
         if "leases" in parts:
             if parts[-1] not in self.leases:
                 raise refused(404, "NotFound", "lease")
-            return {"spec": {"renewTime": format_micro_time(self.leases[parts[-1]])}}
+            renewed = self.leases[parts[-1]]
+            meta = {"resourceVersion": str(int(renewed * 1000))}
+            return {"metadata": meta, "spec": {"renewTime": format_micro_time(renewed)}}
         if "spottrainingjobs" in parts:
             return copied(self.job)
         if parts[-1] == "pods":

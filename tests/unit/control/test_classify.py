@@ -145,7 +145,7 @@ ROWS: list[Row] = [
     ("another exit code", ended_pod(41), {"retryable": RETRYABLE}, "Failure", "ExitCode"),
     ("out of memory", ended_pod(137, reason="OOMKilled"), {}, "Failure", "OOMKilled"),
     ("a signal from nobody", ended_pod(143), {}, "Failure", "ExitCode"),
-    ("an init container that fails", init_failed(1), {}, "Failure", "PodFailed"),
+    ("an init container that fails", init_failed(1), {}, "NotStarted", "InitFailed"),
     ("an init container that cannot start", init_failed(128, **UNSTARTED), {}, "NotStarted", "PodRefused"),
 ]
 
@@ -250,6 +250,7 @@ def test_a_rank_that_asks_for_another_try_because_its_peer_failed_excuses_nobody
     scene = Scene(spec(2, recovery={"retryableExitCodes": [42]})).started()
     scene.leases = {"a1": NOW + 9, "a2": NOW + 9}
     scene.exit(42, 0).exit(1, 1).run()
+    scene.run(1)
     assert scene.counts == (0, 1)
     assert scene.status.timeline[-1].reason == "ExitCode"
 
@@ -277,6 +278,16 @@ def test_the_next_attempt_of_a_program_that_cannot_be_fenced_waits_for_such_a_po
     assert (scene.stop.cls, scene.stop.cause, scene.current.attempt) == ("Disruption", "NodeLost", 1)
     scene.run(300)
     assert (scene.current.attempt, scene.counts) == (2, (1, 0))
+
+
+def test_an_init_container_that_fails_is_no_failure_of_the_program_and_says_which_it_was() -> None:
+    read = read_pod(init_failed(3))
+    scene = Scene(spec(recovery={"maxFailures": 0})).run()
+    fields = {"ended": True, "phase": "Failed", "status_reason": read.status_reason, "trouble": read.trouble}
+    scene.change(0, **fields).run()
+    assert (scene.counts, scene.status.start_streak) == ((0, 0), 1)
+    assert scene.left(scene.status.next_try_at) > 0
+    assert "init container fetch ended with exit code 3; look at its log" in scene.condition().message
 
 
 def test_the_words_of_the_runtime_are_told() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from spot_training.cluster.client import Client
 from spot_training.control.metrics import Metrics
-from spot_training.control.operator import LISTS, RESYNC_SECONDS, Operator
+from spot_training.control.operator import COUNT_SECONDS, LISTS, RESYNC_SECONDS, Operator
 from tests.unit.control.objects import Json, raw_job, raw_node, raw_pod
 
 OPEN: dict[str, Any] = {
@@ -40,12 +40,13 @@ class Lists:
         self.items = {LISTS[kind]: [raw] for kind, raw in THERE.items()}
         self.meanwhile: list[tuple[Operator, str, Json]] = []
         self.clock_offset = 0.0
+        self.metadata: Json = {}
 
     async def get(self, path: str, **_: Any) -> Json:
         answer = list(self.items[path])
         for operator, kind, raw in self.meanwhile:
             operator.take(kind, "ADDED", raw)
-        return {"items": answer}
+        return {"metadata": self.metadata, "items": answer}
 
 
 @pytest.fixture
@@ -86,6 +87,25 @@ async def test_what_is_gone_is_forgotten_and_its_job_is_looked_at(
     await compared(operator, kind)
     assert not getattr(operator.cache, kind).items
     assert len(operator.jobs) == looks
+
+
+@pytest.mark.parametrize(
+    ("items", "metadata", "compares"),
+    [
+        (0, {}, True),
+        (1, {}, False),
+        (0, {"remainingItemCount": 0}, True),
+        (1, {"remainingItemCount": 4, "continue": "more"}, False),
+        (0, {"continue": "more"}, False),
+    ],
+)
+async def test_what_is_fewer_than_is_known_is_compared(
+    operator: Operator, lists: Lists, items: int, metadata: Json, compares: bool
+) -> None:
+    lists.items[LISTS["jobs"]] = [THERE["jobs"]][:items]
+    lists.metadata = metadata
+    assert await operator._count("jobs") == COUNT_SECONDS
+    assert ("jobs" in operator.lists._timers) is compares
 
 
 async def test_a_pod_that_is_gone_leaves_what_was_last_seen_of_it(operator: Operator, lists: Lists) -> None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from spot_training.cluster.client import Client
 from spot_training.control import events
 from spot_training.control.draft import Story
+from spot_training.control.election import LeaderClient
 from spot_training.control.events import Announcer
 from tests.unit.control.build import job
 from tests.unit.control.objects import Json
@@ -80,6 +81,24 @@ async def test_an_event_that_cannot_be_told_holds_up_none(how: str) -> None:
         announcer.tell(job(), stories("Lost", "Next"), NOW)
         (found,) = await told(server, 1)
     assert (found["reason"], len(lost)) == ("Next", 1)
+
+
+async def test_losing_the_lease_costs_the_event_and_ends_nothing() -> None:
+    asked: list[bool] = []
+
+    def leading() -> bool:
+        asked.append(bool(asked))
+        return asked[-1]
+
+    async with serving() as server, LeaderClient(server.connection, leading, timeout=5) as client:
+        announcer = Announcer(client, "pod-1")
+        announcer.tell(job(), stories("Lost", "Next"), NOW)
+        running = asyncio.create_task(announcer.run())
+        (found,) = await told(server, 1)
+        assert (found["reason"], running.done()) == ("Next", False)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
 
 
 async def test_a_long_message_is_cut_to_what_an_event_can_hold() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from spot_training.api.times import format_time
 from spot_training.cluster.client import Client
+from spot_training.control import operator as operating
 from spot_training.control.dispatch import BURST, INTERVAL_SECONDS
 from spot_training.control.handlers import watch
 from spot_training.control.metrics import Metrics
@@ -150,6 +151,28 @@ async def test_what_went_while_a_watch_was_expired_is_found_gone(cluster: Cluste
     assert {("nodes", True), ("pods", True)} <= set(cluster.server.watches)
     await cluster.until("a disruption", lambda: bool(cluster.status().get("disruptions") == 1))
     assert cluster.status()["failures"] == 0
+
+
+async def test_a_job_that_went_while_kopfs_watch_was_expired_is_found_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the kind is listed anew, and that says that something may have gone."""
+    async with watched(tmp_path, monkeypatch, jobs=2) as cluster:
+        cluster.lose(("spottrainingjobs", "ns", "job-1"))
+        jobs = cluster.operator.cache.jobs.items
+        await cluster.until("the ghost gone", lambda: list(jobs) == [("ns", "job")])
+        assert ("spottrainingjobs", True) in cluster.server.watches
+
+
+async def test_that_all_jobs_and_pools_went_is_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to be listed, and kopf has nothing to tell."""
+    monkeypatch.setattr(operating, "COUNT_SECONDS", 0.05)
+    async with watched(tmp_path, monkeypatch) as cluster:
+        cluster.lose(("spottrainingjobs", "ns", "job"), ("spotpools", "", "a"))
+        cache = cluster.operator.cache
+        await cluster.until("the ghosts gone", lambda: not cache.jobs.items and not cache.pools.items)
 
 
 async def test_a_watch_that_only_lost_its_connection_goes_on_where_it_was(cluster: Cluster) -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from spot_training.control.cache import Cache
 from spot_training.control.index import JobIndex
 from spot_training.control.ledger import Ledger
+from spot_training.control.policies.fate import belongs
 from spot_training.control.policies.needs import gpus_per_pod
 from spot_training.control.supply import Supply
-from spot_training.control.world import Job, Reservation
+from spot_training.control.world import Job, Node, Reservation
 from tests.unit.control.build import GPU, node, pool, shape
 from tests.unit.control.objects import Json, raw_job, raw_pod
 
@@ -212,6 +213,35 @@ def test_the_answers_are_those_of_going_over_all_jobs(happening: list[tuple[str,
         cache.jobs.drop(job.key)
     assert vars(cache._index) == vars(JobIndex()), "something is left of jobs that are gone"
     assert cache.reservations() == ()
+
+
+changes = st.tuples(
+    st.sampled_from(NODES), st.sampled_from(["a", "b", "no pool", "gone"]), st.booleans(), st.booleans()
+)
+
+
+@given(st.lists(changes, max_size=30))
+def test_silent_nodes_are_counted_as_going_over_all_of_them_would(
+    happening: list[tuple[str, str, bool, bool]],
+) -> None:
+    supply, nodes = Supply(), dict[str, Node]()
+    pools = {name: pool(name) for name in ("a", "b")}
+    for each in pools.values():
+        supply.put_pool(None, each)
+    for name, where, ready, pool_moves in happening:
+        before = nodes.pop(name, None)
+        if where != "gone":
+            nodes[name] = node(name, where, ready=ready)
+        supply.put_node(before, nodes.get(name))
+        if pool_moves:
+            moved = pool("a", nodeSelector={"pool": where})
+            supply.put_pool(pools["a"], moved)
+            pools["a"] = moved
+        silent = {
+            key: sum(belongs(each, made) and not each.ready for each in nodes.values())
+            for key, made in pools.items()
+        }
+        assert supply.silent == silent
 
 
 @given(

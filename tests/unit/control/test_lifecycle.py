@@ -179,6 +179,16 @@ def test_a_gang_of_which_a_quota_refuses_some_pods_gives_the_others_back_and_wai
     assert (scene.counts, scene.status.demoted_pools) == ((0, 0), [])
 
 
+def test_a_quota_that_refuses_a_pod_while_its_peer_starts_is_no_disruption() -> None:
+    scene = Scene(spec(2)).run().remove(1, tombstone=False)
+    scene.change(0, started_at=scene.now, running=True)
+    scene.obstacle, scene.refused = "not all could be created: 403 Forbidden: exceeded quota: gpus", 1
+    scene.run()
+    assert (scene.stop.cls, scene.stop.cause) == ("NotStarted", "PodsRefused")
+    scene.exit(143, 0).run()
+    assert scene.counts == (0, 0)
+
+
 def test_a_refusal_of_any_length_fits_the_status() -> None:
     scene = Scene(spec(2)).run()
     scene.remove(1, tombstone=False)

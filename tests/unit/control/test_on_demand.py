@@ -362,6 +362,7 @@ def test_a_rank_that_failed_before_is_a_failure_though_kubelet_ended_the_others(
     scene.exit(143, 1, exit=Exit(143, "Error", over + 5), ended_at=over + 5, status_reason="DeadlineExceeded")
     scene.leases = dict.fromkeys(("b1", "b2"), scene.now + 5000)
     scene.step(4000)
+    scene.step(1)
     assert scene.counts == (0, 1)
 
 

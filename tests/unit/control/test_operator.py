@@ -9,7 +9,7 @@ from spot_training.cluster.client import Client
 from spot_training.control.metrics import Metrics
 from spot_training.control.operator import Operator
 from spot_training.control.policies.demand import Request
-from tests.unit.control.objects import raw_job, raw_node
+from tests.unit.control.objects import Json, raw_job, raw_node, raw_pod
 from tests.unit.control.sim import Sim
 
 POOL = {
@@ -50,6 +50,26 @@ async def test_what_comes_in_one_turn_of_the_loop_is_decided_about_once(
     assert (len(operator.jobs), passes) == (2, [1])
 
 
+@pytest.mark.parametrize(
+    ("kind", "broken"),
+    [
+        ("pods", raw_pod(containerStatuses=[{"name": "main", "state": {"running": {"startedAt": "noon"}}}])),
+        ("pods", raw_pod(conditions=7)),
+        ("nodes", {"metadata": {"name": "a1", "resourceVersion": "x"}}),
+        ("jobs", raw_job(version=9) | {"spec": None}),
+        ("claims", {"metadata": {"name": "claim", "namespace": "ns", "resourceVersion": "1"}}),
+    ],
+    ids=["a time", "a type", "a version", "no spec", "no UID"],
+)
+async def test_one_object_that_cannot_be_read_stops_nobody(
+    operator: Operator, kind: str, broken: Json, caplog: pytest.LogCaptureFixture
+) -> None:
+    operator.take(kind, "MODIFIED", broken)
+    assert broken["metadata"]["name"] in caplog.text
+    operator.take("nodes", "ADDED", raw_node("a2"))
+    assert "a2" in operator.cache.nodes.items
+
+
 async def test_a_claim_wakes_the_jobs_that_name_it(operator: Operator) -> None:
     raw = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"}}
     operator.take("claims", "ADDED", raw | {"metadata": raw["metadata"] | {"namespace": "elsewhere"}})
@@ -66,3 +86,17 @@ async def test_another_price_is_shown_by_the_pools(
     monkeypatch.setattr(operator.pools, "add_after", lambda name, _: reported.append(name))
     operator.prices_changed()
     assert reported == ["a"]
+
+
+async def test_a_job_that_names_another_claim_wakes_those_that_wait_for_its_own(operator: Operator) -> None:
+    edited = raw_job("one", "j-one", version=4)
+    edited["spec"]["checkpoint"]["claimName"] = "another"
+    operator.take("jobs", "MODIFIED", edited)
+    assert len(operator.jobs) == 2, "the job itself, and the other that names the claim it had"
+
+
+async def test_a_new_job_under_an_old_ones_name_sets_free_what_the_old_one_had(operator: Operator) -> None:
+    renewed = raw_job("one", "j-three", version=9)
+    renewed["spec"]["checkpoint"]["claimName"] = "another"
+    operator.take("jobs", "MODIFIED", renewed)
+    assert len(operator.jobs) == 2

@@ -35,6 +35,17 @@ def test_a_group_that_only_begins_like_ours_is_not_ours() -> None:
     assert read_pod(raw).job_uid == ""
 
 
+@pytest.mark.parametrize("text", ["²", "٣", "-1", "1.5", "", " 7", "9" * 5000])
+def test_a_number_that_is_none_is_read_as_none(text: str) -> None:
+    """int() raises for some of what isdigit() allows, and for what is too long."""
+    raw = raw_pod()
+    raw["metadata"]["annotations"] = {"spot.training/budget-seconds": text}
+    raw["metadata"]["labels"]["spot.training/attempt"] = text
+    assert (read_pod(raw).budget_seconds, read_pod(raw).attempt) == (None, 0)
+    raw["metadata"]["annotations"]["spot.training/budget-seconds"] = "3600"
+    assert read_pod(raw).budget_seconds == 3600
+
+
 def test_an_ended_pod() -> None:
     pod = read_pod(ended_pod(1, '{"reason":"Failed","step":7}'))
     assert (pod.ended, pod.running, pod.exit) == (True, False, Exit(1, "Error", FIVE + 540))
@@ -64,6 +75,18 @@ def test_a_main_container_that_ended_before_its_sidecar() -> None:
     statuses = [{"name": "main", "state": terminated(0)}, {"name": "side", "state": {"running": {}}}]
     pod = read_pod(raw_pod(containerStatuses=statuses))
     assert (pod.ended, pod.exit) == (False, Exit(0, "Completed", FIVE + 540))
+
+
+def test_a_pod_whose_native_sidecar_runs_has_not_ended() -> None:
+    raw = ended_pod(0)
+    raw["spec"]["initContainers"] = [{"name": "logs", "restartPolicy": "Always"}, {"name": "fetch"}]
+    done = {"name": "fetch", "state": terminated(0)}
+    raw["status"]["initContainerStatuses"] = [{"name": "logs", "state": {"running": {}}}, done]
+    assert (read_pod(raw).ended, read_pod(raw).exit) == (False, Exit(0, "Completed", FIVE + 540))
+    raw["status"]["initContainerStatuses"] = [{"name": "logs", "state": terminated(143)}, done]
+    assert (read_pod(raw).ended, read_pod(raw).status_reason) == (True, ""), (
+        "it was told to end: nothing failed"
+    )
 
 
 def test_a_pod_that_is_being_deleted_by_the_agent() -> None:

@@ -12,7 +12,7 @@ from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
 from spot_training.control.read import read_job
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.world import Refusal
+from spot_training.control.world import Job, Refusal
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.sim import Sim, refused
 
@@ -46,12 +46,13 @@ class Setting:
         self.client = cast(Client, self.sim)
         self.metrics = Metrics()
         self.looks: list[tuple[str, str]] = []
+        self.changes: list[tuple[Job | None, Job | None]] = []
         self.see_job()
         self.reconciler = Reconciler(
             self.client,
             self.cache,
             Announcer(self.client, "test"),
-            lambda *_: None,
+            lambda before, after: self.changes.append((before, after)),
             self.metrics,
             lambda: self.sim.now,
             self.looks.append,
@@ -59,6 +60,13 @@ class Setting:
 
     def see_job(self) -> None:
         self.cache.jobs.put(self.sim.job)
+
+    def operator_sees(self) -> None:
+        """What has gone."""
+        for _, type_, raw in self.sim.watch:
+            if type_ == "DELETED":
+                self.cache.remove_pod(raw)
+        self.sim.watch.clear()
 
     def answer(self, method: str, instead: Callable[..., Any]) -> None:
         """Let the server do something else first, or instead."""
@@ -177,9 +185,7 @@ async def test_a_quota_with_room_for_half_of_the_gang_gets_it_back_at_once() -> 
     await setting.reconciler.reconcile(KEY)
     status = setting.sim.job["status"]
     assert (status["current"]["stop"]["cause"], setting.sim.pods) == ("PodsRefused", {})
-    for _, type_, raw in setting.sim.watch:
-        if type_ == "DELETED":
-            setting.cache.remove_pod(raw)
+    setting.operator_sees()
     again = await setting.reconciler.reconcile(KEY)
     status = setting.sim.job["status"]
     assert status["current"]["end"]["class"] == "NotStarted"
@@ -189,6 +195,71 @@ async def test_a_quota_with_room_for_half_of_the_gang_gets_it_back_at_once() -> 
     setting.sim.now += 30
     await setting.reconciler.reconcile(KEY)
     assert sorted(setting.sim.pods) == ["job-2-0", "job-2-1"]
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "reason"),
+    [
+        ("job-1-1", 422, "TemplateInvalid"),
+        ("job-1-1", 400, "TemplateInvalid"),
+        ("job", 422, "TemplateInvalid"),
+        ("job", 403, "PodsRefused"),
+        ("job-1-1", 429, None),
+        ("job-1-1", 404, None),
+        ("job-1-1", 401, None),
+        ("job", 500, None),
+    ],
+)
+async def test_what_a_refused_creation_means(what: str, code: int, reason: str | None) -> None:
+    """A pool that did nothing is not demoted, and no GPUs are held for a gang that cannot be."""
+    setting = Setting()
+    create = setting.sim.create
+
+    async def refusing(path: str, body: Json, **query: str) -> Json:
+        if body["metadata"]["name"] == what:
+            raise refused(code, "Word", "in the API server's own words")
+        return await create(path, body, **query)
+
+    setting.answer("create", refusing)
+    with pytest.raises(ApiError, match="own words"):
+        await setting.reconciler.reconcile(KEY)
+    if reason is None:
+        with pytest.raises(ApiError, match="own words"):
+            await setting.reconciler.reconcile(KEY)
+        assert "stop" not in setting.sim.job["status"]["current"], "what may pass is tried again"
+        return
+    for _ in range(2):
+        await setting.reconciler.reconcile(KEY)
+        setting.operator_sees()
+    status = setting.sim.job["status"]
+    assert (status["current"]["end"]["class"], status["current"]["end"]["reason"]) == ("NotStarted", reason)
+    assert "in the API server's own words" in status["current"]["end"]["message"]
+    (said,) = [each for each in status["conditions"] if each["type"] == "TemplateInvalid"]
+    assert (said["status"], said["reason"]) == ("True", reason)
+    assert (setting.sim.pods, setting.cache.reservations()) == ({}, ())
+    assert "nextTryAt" in status
+    assert not status["demotedPools"] and not status["poolBackoffs"]
+    setting.answer("create", create)
+    setting.sim.now += 30
+    await setting.reconciler.reconcile(KEY)
+    assert sorted(setting.sim.pods) == ["job-2-0", "job-2-1"]
+
+
+async def test_the_dry_run_is_made_for_a_pool_also_where_the_job_names_none() -> None:
+    setting = Setting()
+    setting.sim.job["spec"]["pools"] = []
+    setting.sim.edit_job()
+    setting.see_job()
+    create, selectors = setting.sim.create, list[Any]()
+
+    async def seen(path: str, body: Json, **query: str) -> Json:
+        if query.get("dryRun"):
+            selectors.append(body["spec"].get("nodeSelector"))
+        return await create(path, body, **query)
+
+    setting.answer("create", seen)
+    await setting.reconciler.reconcile(KEY)
+    assert selectors == [{"pool": "a"}]
 
 
 async def test_to_which_nodes_a_volume_can_be_attached_is_looked_up_once() -> None:
@@ -247,6 +318,18 @@ async def test_a_deleted_job_is_forgotten() -> None:
     assert await setting.reconciler.reconcile(KEY) == 0.05
     assert await setting.reconciler.reconcile(KEY) is None
     assert (setting.cache.jobs.items, setting.sim.pods) == ({}, {})
+    ((before, after),) = setting.changes
+    assert (before and before.uid, after) == ("j-1", None), "others may have waited for what it had"
+
+
+async def test_what_a_refused_write_shows_of_the_job_is_told_since_no_watch_will() -> None:
+    setting = Setting()
+    before = setting.cache.jobs.items[KEY]
+    setting.sim.job["spec"]["checkpoint"]["claimName"] = "another"
+    setting.sim.edit_job(suspend=True)
+    assert await setting.reconciler.reconcile(KEY) == 0.05
+    assert setting.changes == [(before, setting.cache.jobs.items[KEY])]
+    assert setting.cache.jobs.items[KEY].claim == "another"
 
 
 async def test_a_job_managed_by_another_is_left_alone() -> None:

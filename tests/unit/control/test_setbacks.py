@@ -8,7 +8,7 @@ import pytest
 from spot_training.control import pods as manifests
 from spot_training.control.act import CreatePod, DeletePod
 from spot_training.control.policies.avoid import AVOID_SECONDS, MAX_SUSPECTS, WINDOW_SECONDS, avoided, strike
-from spot_training.control.world import Exit
+from spot_training.control.world import Exit, Report
 from tests.unit.control.build import GPU, NOW, Scene, pool, reclaim, spec
 
 RECOVERY: dict[str, Any] = {"maxFailures": 99, "backoff": {"initialSeconds": 1, "maxSeconds": 1}}
@@ -186,3 +186,38 @@ def test_a_gang_that_is_never_whole_is_not_opened_all_the_time() -> None:
             del scene.pods[name]
     assert 8 <= scene.current.attempt <= ATTEMPTS_AN_HOUR
     assert scene.counts == (0, 0)
+
+
+# Clocks of nodes
+
+
+def slow(scene: Scene, report: Report | None = None) -> Scene:
+    """An attempt whose pod was two hours ago when it started, by its node's clock; it ended two seconds later."""
+    then = scene.run().run(100).now - 7200
+    scene.change(started_at=then, running=True, phase="Running").run()
+    assert (scene.status.phase, scene.current.started_at) == ("Running", scene.current.opened_at)
+    return scene.run(2).exit(1, report=report, exit=Exit(1, "Error", then + 2)).run()
+
+
+def test_what_ran_for_two_seconds_on_a_node_whose_clock_is_slow_did_not_run_long() -> None:
+    scene = slow(Scene(spec(recovery=RECOVERY))).run(2)
+    assert slow(scene).status.failure_streak == 2
+
+
+@pytest.mark.parametrize(
+    ("resumed", "at", "streak"), [(None, 1.0, 1), (None, -1.0, 2), (119, 1.0, 1), (120, 1.0, 2)]
+)
+def test_a_save_is_one_whatever_the_time_is_on_its_node(resumed: int | None, at: float, streak: int) -> None:
+    """A report tells of the checkpoint that was loaded, too."""
+    scene = slow(Scene(spec(recovery=RECOVERY))).run(2)
+    saved = scene.now + 100 - 7200 + at
+    scene = slow(scene, Report(checkpoint_step=120, checkpoint_time=saved, resumed_step=resumed))
+    assert scene.status.failure_streak == streak
+
+
+def test_a_node_whose_clock_is_fast_starts_nothing_in_the_future() -> None:
+    scene = Scene(spec(recovery=RECOVERY)).run()
+    scene.change(started_at=scene.now + 7200, running=True, phase="Running").run(3)
+    assert scene.left(scene.current.running_at) == 0
+    scene.run(60).exit(1, exit=Exit(1, "Error", scene.now + 7200)).run()
+    assert scene.status.failure_streak == 1

@@ -19,12 +19,19 @@ AVOID_SECONDS: Final = 1800.0
 
 MAX_SUSPECTS: Final = 32
 
-BLAMING: Final = frozenset({"NodeRefused", "PodRefused", "ProvisionTimeout", "RetryableExit", "StartError"})
+BLAMING: Final = frozenset(
+    {"InitFailed", "NodeRefused", "PodRefused", "ProvisionTimeout", "RetryableExit", "StartError"}
+)
 """Reasons that speak against the node, beside the program's own failures."""
 
 
-def strike(known: Sequence[SuspectNode], name: str, uid: str, reason: str, now: float) -> list[SuspectNode]:
-    """The suspects after an attempt failed on the machine of that node name and UID; those of long ago are dropped."""
+def strike(
+    known: Sequence[SuspectNode], name: str, uid: str, reason: str, now: float, strikes: int = STRIKES
+) -> list[SuspectNode]:
+    """The suspects after an attempt failed on the machine of that node name and UID; those of long ago are dropped.
+
+    ``strikes``: after how many it is avoided.
+    """
     recent = [each for each in known if _counts(each, now)]
     before = next((each for each in recent if (each.name, each.uid) == (name, uid)), None)
     failures = (before.failures if before else 0) + 1
@@ -34,7 +41,7 @@ def strike(known: Sequence[SuspectNode], name: str, uid: str, reason: str, now: 
         failures=failures,
         reason=reason,
         at=format_time(now),
-        avoided_until=format_time(now + AVOID_SECONDS) if failures >= STRIKES else None,
+        avoided_until=format_time(now + AVOID_SECONDS) if failures >= strikes else None,
     )
     return [*(each for each in recent if each.name != name), made][-MAX_SUSPECTS:]
 

@@ -42,6 +42,8 @@ WAITS: Final[Mapping[str, Literal["Pool", "Job"]]] = {
     "RetryableExit": "Job",
     "StartError": "Job",
     "PodRefused": "Job",
+    "TemplateInvalid": "Job",
+    "InitFailed": "Job",
 }
 """By the reason of an attempt's end that is no failure: what waits before it is tried again."""
 

@@ -2,7 +2,7 @@
 
 The first row that matches decides. A reclamation is never counted as the program's failure: a pod that was told
 to stop, by whomever, did not fail. A non-zero exit in a gang is not judged at once, for the surviving ranks die
-within seconds of a silent node loss, long before anything says so (see :func:`settle`).
+within seconds of a silent node loss, long before anything says so (see :func:`unheard`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -136,8 +136,11 @@ def _deleted(case: Case) -> Judgement | None:
 def _unstarted(case: Case) -> Judgement | None:
     """What never started cannot have failed: the program has not had its turn."""
     pod = case.pod
-    if pod.started_at is not None or pod.status_reason == INIT_FAILED:
+    if pod.started_at is not None:
         return None
+    if pod.status_reason == INIT_FAILED:
+        said = pod.trouble or "an init container ended with another exit code than 0"
+        return Judgement("NotStarted", "InitFailed", f"{said}; look at its log")
     if pod.exit is None:
         word = pod.status_reason or "unknown"
         return Judgement("NotStarted", "PodRefused", f"the pod ended before it started (reason {word})")
@@ -203,12 +206,14 @@ def classify(case: Case) -> Judgement:
     raise AssertionError("the table's last row always answers")
 
 
-def settle(exit_at: float, peers: Sequence[str], leases: Mapping[str, float]) -> bool:
-    """Whether a non-zero exit may be judged: every other node of the gang has renewed its Lease after it.
+def unheard(peers: Sequence[str], since: int, renewals: Mapping[str, int]) -> list[str]:
+    """The nodes that a non-zero exit must still wait for: they have not renewed their Leases after it.
 
-    ``peers``: names of the other nodes that are neither marked nor lost; ``leases``: last renewals, seconds.
+    ``peers``: names of the gang's other nodes that are neither marked nor lost; ``renewals``: the resourceVersions of
+    the Leases, and ``since``: the newest of them when they were first looked at. Versions and not times: a node's clock
+    may be wrong, and a dead peer's that ran ahead would make its loss the program's failure.
     """
-    return all(leases.get(node, 0.0) > exit_at for node in peers)
+    return [node for node in peers if renewals.get(node, -1) <= since]
 
 
 def undecided(judgement: Judgement, end: Exit | None, peers: Sequence[str]) -> bool:

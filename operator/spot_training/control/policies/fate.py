@@ -62,9 +62,9 @@ def suspect_network(world: World, pool: Pool | None) -> bool:
     """Whether so many nodes of the pool are silent together that the network is the likelier cause."""
     if pool is None:
         return False
-    members = [node for node in world.nodes.values() if belongs(node, pool)]
-    silent = sum(1 for node in members if not node.ready)
-    return silent >= NETWORK_SUSPECT_NODES and silent * 2 > len(members)
+    # Counted when a node changes: this is asked for every rank on a silent node, many times in a pass.
+    silent = world.silent.get(pool.name, 0)
+    return silent >= NETWORK_SUSPECT_NODES and silent * 2 > len(world.members.get(pool.name, ()))
 
 
 def belongs(node: Node, pool: Pool) -> bool:
