@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from spot_training.train import checksum, pages
 from spot_training.train.ahead import ReadAhead
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spot_training.train.files import Written
+
+T = TypeVar("T")
 
 _READERS: Final = min(4, os.cpu_count() or 1)
 _APART: Final = 2
@@ -44,6 +46,8 @@ class CheckedFile(io.RawIOBase):
         ] = {}  # the blocks that the last read asked for in part: two at most
         self._helpers = Helpers(_READERS)
         self._ahead = ReadAhead(file.fileno(), self._size) if ahead else None
+        self.refusal: OSError | None = None
+        """The disk's own error, which who reads may have turned into one that does not say what is wrong."""
 
     def close(self) -> None:
         """Let its threads end; the file itself stays open."""
@@ -137,13 +141,38 @@ class CheckedFile(io.RawIOBase):
         self._helpers.share(read, readers)
 
     def _read(self, block: int, target: memoryview) -> None:
-        found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
+        try:
+            found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
+        except OSError as error:
+            self.refusal = error
+            raise
         before = self._sums[block]
         if before is not None and before != found:
             raise DamagedError(f"{self._file.name} changes while it is read")
         self._sums[block] = found
         if self._ahead:
             self._ahead.used(len(target))
+
+
+def use(file: BinaryIO, expected: Written, reader: Callable[[BinaryIO], T]) -> T:
+    """What `reader` makes of an open file that is exactly what was written. Raises DamagedError where it is not.
+
+    The file is checked while it is read, and not before or after: what comes of a damaged one is thrown away, unseen
+    by the program, and whatever goes wrong on the way is then the damage's fault.
+    """
+    with CheckedFile(file, expected, ahead=True) as content:
+        try:
+            made = reader(cast("BinaryIO", content))
+        except Exception as error:
+            content.finish()
+            raise content.refusal or error from error
+        content.finish()
+    return made
+
+
+def read(file: BinaryIO, expected: Written) -> bytes:
+    """All of an open file. Raises DamagedError where it is not what was written."""
+    return use(file, expected, lambda content: content.read())
 
 
 def verify(file: BinaryIO, expected: Written) -> None:

@@ -15,17 +15,19 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
 
-from spot_training.train import compression
-from spot_training.train.checked import CheckedFile, verify
+from spot_training.train import checked, compression
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink, Written
 
 TORCH_SUFFIX: Final = ".pt"
 JSON_SUFFIX: Final = ".json"
+_TUPLE: Final = "spot.training/tuple"
+"""Stands for a tuple in JSON, which has only lists: the only key of a dict with the items."""
 
 
 @runtime_checkable
@@ -43,18 +45,30 @@ Part = Stateful | tuple[Callable[[], Any], Callable[[Any], object]]
 """A named part of the program's state: an object with a state, or (get, set)."""
 
 
+@dataclass(frozen=True)
+class Files:
+    """A named part of the program's state that is files: ``save(directory)`` writes, ``load(directory)`` reads them.
+
+    The directory, a `Path`, is there while they run, where the system keeps temporary files (``TMPDIR``). Files and
+    directories in it are saved, not their modes and times; no links.
+    """
+
+    save: Callable[[Path], object]
+    load: Callable[[Path], object]
+
+
 class UnsavableStateError(TypeError):
     """A value in the program's state could not be read back from a checkpoint."""
 
 
-def check_parts(parts: Mapping[str, Part], argument: str) -> dict[str, Part]:
+def check_parts(parts: Mapping[str, Part | Files], argument: str) -> dict[str, Part | Files]:
     """The parts, if each is one. Raises TypeError that names the one that is not."""
     for name, part in parts.items():
         pair = isinstance(part, tuple) and len(part) == 2 and all(callable(function) for function in part)
-        if not isinstance(name, str) or not (pair or isinstance(part, Stateful)):
+        if not isinstance(name, str) or not (pair or isinstance(part, (Files, Stateful))):
             raise TypeError(
                 f"{argument}[{name!r}] is a {type(part).__name__}: give an object with state_dict and "
-                "load_state_dict, or a pair of functions (get, set)"
+                "load_state_dict, a pair of functions (get, set), or Files(save, load)"
             )
     return dict(parts)
 
@@ -126,20 +140,27 @@ def suffix(compress: str | None = None) -> str:
     return kind + (compression.SUFFIXES[compress] if compress else "")
 
 
-def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None = None) -> None:
-    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed."""
+def write(
+    content: Mapping[Any, Any] | bytes | Callable[[Sink], None], sink: Sink, compress: str | None = None
+) -> None:
+    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed.
+
+    What can be called writes by itself.
+    """
     if isinstance(content, bytes):
         sink.write(content)
         return
     target = compression.Compressing(sink, compress) if compress else sink
-    if "torch" in sys.modules:
+    if callable(content):
+        content(target)
+    elif "torch" in sys.modules:
         import torch
 
         with _without_checksums(torch):
             torch.save(dict(content), target)
     else:
         # Not json.dump: it writes in thousands of small pieces.
-        target.write(json.dumps(content).encode())
+        target.write(json.dumps(_marked(content)).encode())
     if isinstance(target, compression.Compressing):
         target.finish()
 
@@ -167,33 +188,33 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
         states = torch.load(content, map_location="cpu", weights_only=True)
     else:
-        states = json.loads(content.read())
+        states = json.loads(content.read(), object_hook=_unmarked)
     return dict(states)
 
 
 def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
-    """Read states back that are exactly what was written. Raises DamagedError where they are not.
+    """Read states back that are exactly what was written. Raises DamagedError where they are not."""
+    return checked.use(file, expected, lambda content: read(content, file.name))
 
-    The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
-    the program, and whatever goes wrong on the way is then the damage's fault. A compressed one is checked before.
-    """
-    if compression.is_compressed(file.name):
-        verify(file, expected)
-        return read(file, file.name)
-    with CheckedFile(file, expected, ahead=True) as checked:
-        try:
-            content = read(cast("BinaryIO", checked), file.name)
-        except Exception:
-            checked.finish()
-            raise
-        checked.finish()
-    return content
+
+def _marked(value: Any) -> Any:
+    """The same for JSON, with a sign where there was a tuple."""
+    if isinstance(value, (list, tuple)):
+        items = [_marked(item) for item in value]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        return {key: _marked(item) for key, item in value.items()}
+    return value
+
+
+def _unmarked(read: dict[str, Any]) -> Any:
+    return tuple(read[_TUPLE]) if read.keys() == {_TUPLE} else read
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
     """The user's extras as JSON can hold them. Raises UnsavableStateError, which names the value."""
-    checked = _convert(dict(extras), "extras", torch=None)
-    return dict(checked)
+    converted = _convert(dict(extras), "extras", torch=None)
+    return dict(converted)
 
 
 def _unwrap(part: Stateful) -> Stateful:
@@ -222,6 +243,10 @@ def _convert(value: Any, where: str, torch: Any) -> Any:
             and (strange := next((key for key in value if type(key) is not str), None)) is not None
         ):
             raise UnsavableStateError(f"{where} has the key {strange!r}: JSON knows only strings as keys")
+        if torch is None and _TUPLE in value:
+            raise UnsavableStateError(
+                f"{where} has the key {_TUPLE!r}, which stands for a tuple: name it otherwise"
+            )
         converted = kind(
             (_convert(key, where, torch), _convert(item, f"{where}[{key!r}]", torch))
             for key, item in value.items()

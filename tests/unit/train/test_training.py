@@ -2,8 +2,10 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from spot_training.train import Preempted, Training, checkpoint
-from tests.unit.train.programs import Program, Surroundings, Weights
+from tests.unit.train.programs import Program, Surroundings, Weights, save_steps
 
 LOOP = """
 import random
@@ -231,7 +233,11 @@ def test_the_users_own_error_is_told_with_its_class(surroundings: Surroundings) 
         ({}, {"SPOT_FENCE": "../x"}, "the fence '../x' cannot name a directory"),
         ({}, {"SPOT_GRACE_SECONDS": "soon"}, "SPOT_GRACE_SECONDS='soon' is no number of seconds"),
         ({}, {"SPOT_ATTEMPT": "-1"}, "SPOT_ATTEMPT='-1' is no whole number"),
-        ({}, {"WORLD_SIZE": "2"}, r"WORLD_SIZE=2, but torch\.distributed is not initialized"),
+        (
+            {},
+            {"WORLD_SIZE": "2"},
+            r"WORLD_SIZE=2, but torch\.distributed is not .* a job of its own, with replicas: 1",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(
@@ -271,3 +277,44 @@ def test_a_forked_child_dies_of_the_signal_as_usual(surroundings: Surroundings) 
     assert os.waitpid(child, 0)[1] == signal.SIGTERM
     os.close(reader)
     os.close(writer)
+
+
+def test_a_save_is_told_before_old_checkpoints_are_removed(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = surroundings.open(1, Weights(), keep=1)
+    save_steps(training, weights := Weights(), 10)
+    remove, told = shutil.rmtree, []
+
+    def note(*arguments: Any, **options: Any) -> None:
+        told.append(surroundings.report()["checkpointStep"])
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", note)
+    save_steps(training, weights, 20)
+    assert told == [20]
+    assert surroundings.steps(1) == [20], "and where saves are not in the background, they are gone then"
+
+
+def test_the_next_save_waits_until_old_checkpoints_are_gone(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is to be room for one more than are kept."""
+    training = surroundings.open(1, Weights(), keep=1, background=True)
+    save_steps(training, Weights(), 10)
+    remove, may = shutil.rmtree, threading.Event()
+
+    def hold(*arguments: Any, **options: Any) -> None:
+        assert may.wait(60)
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", hold)
+    save_steps(training, Weights(), 20)
+    training.step = 30
+    save = training.save()
+    assert surroundings.path(1, 10).exists()
+    assert not surroundings.path(1, 30).exists()
+    may.set()
+    save.wait()
+    training.close()
+    assert surroundings.steps(1) == [30]
