@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
     made: list[Preemptible] = []
 
     def run(*before: TrainerCallback, after: TrainerCallback | None = None, **options: Any) -> Preemptible:
-        every = {"save_every_steps": options.pop("ours", 1000)}
+        every = {"save_every_steps": options.pop("ours", 1000), **options.pop("saves", {})}
         settings = TrainingArguments(
             output_dir=str(tmp_path / "output"),
             **{
@@ -190,3 +190,12 @@ def test_completed_and_started_again_nothing_empty_is_saved(run: Run, tmp_path: 
     assert again.training.finished
     step, files = _loaded(tmp_path)
     assert (step, _whole(files)) == (STEPS, True)
+
+
+def test_its_checkpoints_are_thinned_out_and_compressed_as_said(run: Run, tmp_path: Path) -> None:
+    run(saves={"save_every_steps": 2, "keep": 1, "keep_every_steps": 4, "compress": "gzip"})
+    assert sorted(path.name for path in tmp_path.glob("checkpoints/*/step-*")) == [
+        f"step-{step:012}" for step in (4, 8, 12)
+    ]
+    assert all((path / "state.pt.gz").stat().st_size for path in tmp_path.glob("checkpoints/*/step-*"))
+    assert _whole(_loaded(tmp_path)[1])

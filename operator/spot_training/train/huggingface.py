@@ -38,7 +38,8 @@ class Preemptible(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     Make it after `TrainingArguments`, which join the ranks, and name it last among the callbacks. `scratch` is where
     a checkpoint is put back for the `Trainer`: room for model and optimizer; the system's directory for temporary
-    files unless said. FSDP and DeepSpeed, whose checkpoints are directories, are refused: for them use `Training`.
+    files unless said. There is no `overlapped`: what is saved lies in files, which no step changes. FSDP and DeepSpeed,
+    whose checkpoints are directories, are refused: for them use `Training`.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class Preemptible(TrainerCallback):  # type: ignore[misc,unused-ignore]
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,
         keep: int = 2,
+        keep_every_steps: int | None = None,
+        compress: str | None = None,
         background: bool = False,
         scratch: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -68,6 +71,8 @@ class Preemptible(TrainerCallback):  # type: ignore[misc,unused-ignore]
             save_every_steps=save_every_steps,
             save_every_seconds=save_every_seconds,
             keep=keep,
+            keep_every_steps=keep_every_steps,
+            compress=compress,
             background=background,
         )
 

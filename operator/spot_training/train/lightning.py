@@ -31,6 +31,7 @@ class Preemptible(Callback):  # type: ignore[misc,unused-ignore]
     """Loads before the first step, saves in time, stops when told, and records the end, as `Training` does.
 
     On one device and with DDP; other strategies are refused: for sharded models use `Training` in a loop of your own.
+    There is no `overlapped`: Lightning computes forward and backward pass within the optimizer's step.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Preemptible(Callback):  # type: ignore[misc,unused-ignore]
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,
         keep: int = 2,
+        keep_every_steps: int | None = None,
+        compress: str | None = None,
         background: bool = False,
     ) -> None:
         self._make = functools.partial(
@@ -48,6 +51,8 @@ class Preemptible(Callback):  # type: ignore[misc,unused-ignore]
             save_every_steps=save_every_steps,
             save_every_seconds=save_every_seconds,
             keep=keep,
+            keep_every_steps=keep_every_steps,
+            compress=compress,
             background=background,
         )
         self.training: Training | None = None
