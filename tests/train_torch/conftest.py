@@ -168,5 +168,5 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What forks this process first: where autograd has begun threads in it, no fork of it can use autograd."""
-    forking = ("test_trainers.py", "test_twenty_interruptions.py")
+    forking = ("test_trainers.py", "test_lightning.py", "test_twenty_interruptions.py")
     items.sort(key=lambda item: item.path.name not in forking)

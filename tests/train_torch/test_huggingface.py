@@ -1,5 +1,7 @@
 """The Hugging Face Trainer beside other callbacks, and with saves of its own."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,19 @@ class Model(nn.Module):
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         outputs = self.inner(inputs)
         return {"loss": nn.functional.mse_loss(outputs, labels), "logits": outputs}
+
+
+class ToldToStop(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Notes each batch of an evaluation, by its step; sends SIGTERM in the second after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.evaluated: list[int] = []
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.evaluated.append(state.global_step)
+        if self.evaluated.count(self._step) == 2 and state.global_step == self._step:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 class At(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -199,3 +214,18 @@ def test_its_checkpoints_are_thinned_out_and_compressed_as_said(run: Run, tmp_pa
     ]
     assert all((path / "state.pt.gz").stat().st_size for path in tmp_path.glob("checkpoints/*/step-*"))
     assert _whole(_loaded(tmp_path)[1])
+
+
+@pytest.mark.parametrize(("ours", "batches"), [(1000, IN_AN_EPOCH), (8, 2)])
+def test_told_to_stop_while_it_evaluates_it_loses_no_step_and_ends_at_once_if_that_is_saved(
+    run: Run, tmp_path: Path, ours: int, batches: int
+) -> None:
+    told = ToldToStop(8)
+    with pytest.raises(SystemExit) as ended:
+        run(told, eval_strategy="epoch", per_device_eval_batch_size=2, ours=ours)
+    assert ended.value.code == 143
+    assert told.evaluated == [4] * IN_AN_EPOCH + [8] * batches
+    step, files = _loaded(tmp_path)
+    assert (step, _whole(files)) == (8, True)
+    resumed = run()
+    assert (resumed.training.resumed_step, resumed.training.step) == (8, STEPS)

@@ -118,9 +118,17 @@ class Preemptible(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if self._training and control.should_training_stop:
             self._ask(args, state, control)
 
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop in the middle of an evaluation, if its step is saved: the `Trainer` writes only after it.
+
+        All ranks are here at each batch: the `Trainer` gathers what they have computed.
+        """
+        if self._training and self._saved_step == state.global_step and self.training.should_stop():
+            self.training.stop()
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """As above."""
-        if self._training and control.should_training_stop:
+        """As `on_log`; or the program has been told to stop meanwhile."""
+        if self._training and (self.training.should_stop() or control.should_training_stop):
             self._ask(args, state, control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
