@@ -31,13 +31,21 @@ def _parts() -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
 
-def test_model_optimizer_scheduler_and_all_generators_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("compress", [None, "gzip"])
+def test_model_optimizer_scheduler_and_all_generators_come_back(
+    tmp_path: Path, compress: str | None, background: bool
+) -> None:
     saved = _parts()
-    training = Training(saved, directory=tmp_path)
+    training = Training(saved, directory=tmp_path, compress=compress, background=background)
     training.load()
     training.step = 7
     training.save().wait()
     training.close()
+    [written] = tmp_path.glob("*/step-*/state.pt*")
+    assert (written.suffix, written.read_bytes()[:2]) == (
+        (".gz", b"\x1f\x8b") if compress else (".pt", b"PK")
+    )
     drawn = (random.random(), np.random.rand(), torch.rand(1).item())
     loaded = _parts()
     training = Training(loaded, directory=tmp_path)
