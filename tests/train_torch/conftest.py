@@ -95,6 +95,7 @@ class Job:
     launcher: list[str]
     example: str = "train.py"
     forked: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
     attempts: list[list[Rank]] = field(default_factory=list)
 
     def start(self, **variables: str) -> list[Rank]:
@@ -121,6 +122,9 @@ class Job:
                 "WORLD_SIZE": str(self.world),
                 "RANK": str(rank),
                 "LOCAL_RANK": "0",
+                "PET_NNODES": str(self.world),
+                "PET_RDZV_ID": f"attempt-{number}",
+                **self.variables,
                 **variables,
             }
             words = [str(ROOT / "examples" / self.example), *self.arguments]

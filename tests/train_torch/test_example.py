@@ -9,16 +9,15 @@ import pytest
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
-HOW = [(), ("--background",), ("--overlapped",)]
-
-
 def _size(how: tuple[str, ...]) -> tuple[str, ...]:
     """Small tensors are copied at once in any case."""
     return ("--channels", "120") if "--overlapped" in how else ()
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("world", "how"),
+    [*((world, how) for world in [1, 2, 3] for how in [(), ("--background",)]), (2, ("--overlapped",))],
+)
 def test_interrupted_or_not_the_weights_are_bitwise_equal(
     make_job: Callable[..., Any], world: int, how: tuple[str, ...]
 ) -> None:
@@ -41,8 +40,10 @@ def test_interrupted_or_not_the_weights_are_bitwise_equal(
     assert job.finish() == expected, "started again, it ends at once"
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("world", "how"),
+    [*((world, how) for world in [1, 2] for how in [(), ("--background",)]), (1, ("--overlapped",))],
+)
 def test_killed_without_notice_it_goes_on_from_the_last_save(
     make_job: Callable[..., Any], world: int, how: tuple[str, ...]
 ) -> None:
