@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Trains a small network, preemptibly and deterministically.")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=32, help="pictures per step, of all ranks together")
+    parser.add_argument("--channels", type=int, default=8, help="the size of the network")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--save-every", type=int, default=None, metavar="STEPS")
     parser.add_argument(
@@ -36,6 +37,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--print-every", type=int, default=10, metavar="STEPS")
     parser.add_argument("--background", action="store_true", help="write checkpoints while training goes on")
+    parser.add_argument(
+        "--overlapped", action="store_true", help="copy for that beside the next forward and backward pass"
+    )
     parser.add_argument("--directory", help="where to save outside the operator, which names its own")
     return parser.parse_args()
 
@@ -50,17 +54,17 @@ def make_data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return pictures, labels
 
 
-def make_model(seed: int) -> nn.Module:
+def make_model(seed: int, channels: int) -> nn.Module:
     """The same first weights on every rank."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1),
-        nn.BatchNorm2d(8),
+        nn.Conv2d(1, channels, 3, padding=1),
+        nn.BatchNorm2d(channels),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
         nn.Dropout(0.2),
-        nn.Linear(8 * (SIDE // 2) ** 2, CLASSES),
+        nn.Linear(channels * (SIDE // 2) ** 2, CLASSES),
     )
 
 
@@ -84,7 +88,7 @@ def main() -> None:
         # Short, so that the death of a machine that closes no connection is noticed in a minute, not in thirty.
         distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
     pictures, labels = make_data(arguments.seed)
-    model = make_model(arguments.seed)
+    model = make_model(arguments.seed, arguments.channels)
     # DDP sorts the gradients into new buckets after its first step, and the order of an addition decides its last
     # bit: a run that was resumed would add in another order. It does not do so while it looks for unused weights.
     trained = DistributedDataParallel(model, find_unused_parameters=True) if world > 1 else model
@@ -97,7 +101,8 @@ def main() -> None:
         total_steps=arguments.steps,
         save_every_steps=arguments.save_every,
         directory=arguments.directory,
-        background=arguments.background,
+        background=arguments.background or arguments.overlapped,
+        overlapped=arguments.overlapped,
     )
     for step in training.steps():
         order = torch.Generator().manual_seed(arguments.seed * 1_000_003 + step)

@@ -95,6 +95,7 @@ class Job:
     launcher: list[str]
     example: str = "train.py"
     forked: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
     attempts: list[list[Rank]] = field(default_factory=list)
 
     def start(self, **variables: str) -> list[Rank]:
@@ -121,6 +122,9 @@ class Job:
                 "WORLD_SIZE": str(self.world),
                 "RANK": str(rank),
                 "LOCAL_RANK": "0",
+                "PET_NNODES": str(self.world),
+                "PET_RDZV_ID": f"attempt-{number}",
+                **self.variables,
                 **variables,
             }
             words = [str(ROOT / "examples" / self.example), *self.arguments]
@@ -168,5 +172,5 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What forks this process first: where autograd has begun threads in it, no fork of it can use autograd."""
-    forking = ("test_trainers.py", "test_twenty_interruptions.py")
+    forking = ("test_trainers.py", "test_lightning.py", "test_twenty_interruptions.py")
     items.sort(key=lambda item: item.path.name not in forking)

@@ -9,13 +9,20 @@ import pytest
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 
 
-@pytest.mark.parametrize("how", [(), ("--background",)])
-@pytest.mark.parametrize("world", [1, 2, 3])
+def _size(how: tuple[str, ...]) -> tuple[str, ...]:
+    """Small tensors are copied at once in any case."""
+    return ("--channels", "120") if "--overlapped" in how else ()
+
+
+@pytest.mark.parametrize(
+    ("world", "how"),
+    [*((world, how) for world in [1, 2, 3] for how in [(), ("--background",)]), (2, ("--overlapped",))],
+)
 def test_interrupted_or_not_the_weights_are_bitwise_equal(
     make_job: Callable[..., Any], world: int, how: tuple[str, ...]
 ) -> None:
-    expected = make_job(world, "--steps", "60").finish()
-    job = make_job(world, "--steps", "60", "--seconds-per-step", "0.02", *how)
+    expected = make_job(world, "--steps", "60", *_size(how)).finish()
+    job = make_job(world, "--steps", "60", *_size(how), "--seconds-per-step", "0.02", *how)
     resumed = 0
     for at_step, number in [(5, SIGTERM), (13, SIGINT), (29, SIGTERM), (43, SIGTERM)]:
         ranks = job.interrupt(at_step, number, rank=world - 1)
@@ -33,13 +40,15 @@ def test_interrupted_or_not_the_weights_are_bitwise_equal(
     assert job.finish() == expected, "started again, it ends at once"
 
 
-@pytest.mark.parametrize("how", [(), ("--background",)])
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(
+    ("world", "how"),
+    [*((world, how) for world in [1, 2] for how in [(), ("--background",)]), (1, ("--overlapped",))],
+)
 def test_killed_without_notice_it_goes_on_from_the_last_save(
     make_job: Callable[..., Any], world: int, how: tuple[str, ...]
 ) -> None:
-    expected = make_job(world, "--steps", "40").finish()
-    job = make_job(world, "--steps", "40", "--seconds-per-step", "0.05", *how)
+    expected = make_job(world, "--steps", "40", *_size(how)).finish()
+    job = make_job(world, "--steps", "40", *_size(how), "--seconds-per-step", "0.05", *how)
     for attempt, at_step in enumerate([11, 21], start=1):
         ranks = job.interrupt(at_step, SIGKILL, rank=world - 1)
         ends = [rank.end() for rank in ranks]

@@ -86,11 +86,10 @@ def _gradients(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -
         optimizer.step()
 
 
-def _save(directory: Path, how: str, background: bool) -> None:
+def _save(directory: Path, how: str, background: bool, compress: str | None = None) -> None:
     model, optimizer = _program(how)
-    training = Training(
-        {"model": model, "optimizer": optimizer}, directory=directory, background=background, total_steps=9
-    )
+    options: dict[str, Any] = {"background": background, "compress": compress, "total_steps": 9}
+    training = Training({"model": model, "optimizer": optimizer}, directory=directory, **options)
     training.load()
     assert not optimizer.state, "to look at it has not made a step"
     _gradients(model, optimizer, 3)
@@ -172,9 +171,9 @@ def _pass_over(directory: Path) -> None:
     training.close()
 
 
-def _save_two(directory: Path) -> None:
+def _save_two(directory: Path, compress: str | None) -> None:
     model, optimizer = _program("fsdp2")
-    training = Training({"model": model, "optimizer": optimizer}, directory=directory)
+    training = Training({"model": model, "optimizer": optimizer}, directory=directory, compress=compress)
     training.load()
     for step in (4, 5):
         _gradients(model, optimizer, 1)
@@ -183,9 +182,19 @@ def _save_two(directory: Path) -> None:
     training.close()
 
 
-def test_a_damaged_shard_has_the_checkpoint_passed_over_on_all_ranks(tmp_path: Path) -> None:
-    _run(2, tmp_path, _save_two, tmp_path)
-    [shard] = tmp_path.glob("*/step-000000000005/shard-00001.pt")
+def test_compressed_shards_are_loaded_bit_for_bit(tmp_path: Path) -> None:
+    _run(2, tmp_path, _save, tmp_path, "fsdp2", True, "gzip")
+    shards = sorted(path.name for path in tmp_path.glob("*/step-*/shard-*"))
+    assert shards == ["shard-00000.pt.gz", "shard-00001.pt.gz"]
+    _run(3, tmp_path, _load, tmp_path, "fsdp2")
+
+
+@pytest.mark.parametrize("compress", [None, "gzip"])
+def test_a_damaged_shard_has_the_checkpoint_passed_over_on_all_ranks(
+    tmp_path: Path, compress: str | None
+) -> None:
+    _run(2, tmp_path, _save_two, tmp_path, compress)
+    [shard] = tmp_path.glob("*/step-000000000005/shard-00001.pt*")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)

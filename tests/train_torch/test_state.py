@@ -3,12 +3,14 @@
 import pickle
 import random
 import resource
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.optim import lr_scheduler as schedules
 
 from spot_training.train import CheckpointError, Training, UnsavableStateError, checked, files, state
 
@@ -29,13 +31,21 @@ def _parts() -> dict[str, Any]:
     return {"model": model, "optimizer": optimizer, "scheduler": scheduler}
 
 
-def test_model_optimizer_scheduler_and_all_generators_come_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("compress", [None, "gzip"])
+def test_model_optimizer_scheduler_and_all_generators_come_back(
+    tmp_path: Path, compress: str | None, background: bool
+) -> None:
     saved = _parts()
-    training = Training(saved, directory=tmp_path)
+    training = Training(saved, directory=tmp_path, compress=compress, background=background)
     training.load()
     training.step = 7
     training.save().wait()
     training.close()
+    [written] = tmp_path.glob("*/step-*/state.pt*")
+    assert (written.suffix, written.read_bytes()[:2]) == (
+        (".gz", b"\x1f\x8b") if compress else (".pt", b"PK")
+    )
     drawn = (random.random(), np.random.rand(), torch.rand(1).item())
     loaded = _parts()
     training = Training(loaded, directory=tmp_path)
@@ -77,6 +87,75 @@ def test_what_could_not_be_read_back_is_refused_at_the_start_by_name(tmp_path: P
     with pytest.raises(UnsavableStateError, match=r"state\['scheduler'\]\['note'\] is a numpy.ndarray"):
         training.load()
     training.close()
+
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "LambdaLR": lambda optimizer: schedules.LambdaLR(optimizer, lambda epoch: 0.9**epoch),
+    "MultiplicativeLR": lambda optimizer: schedules.MultiplicativeLR(optimizer, lambda _: 0.9),
+    "StepLR": lambda optimizer: schedules.StepLR(optimizer, 2),
+    "MultiStepLR": lambda optimizer: schedules.MultiStepLR(optimizer, [2, 4, 4, 7]),
+    "ConstantLR": lambda optimizer: schedules.ConstantLR(optimizer, total_iters=5),
+    "LinearLR": lambda optimizer: schedules.LinearLR(optimizer, total_iters=8),
+    "ExponentialLR": lambda optimizer: schedules.ExponentialLR(optimizer, 0.9),
+    "PolynomialLR": lambda optimizer: schedules.PolynomialLR(optimizer, 8),
+    "CosineAnnealingLR": lambda optimizer: schedules.CosineAnnealingLR(optimizer, 8),
+    "CosineAnnealingWarmRestarts": lambda optimizer: schedules.CosineAnnealingWarmRestarts(optimizer, 4),
+    "CyclicLR": lambda optimizer: schedules.CyclicLR(optimizer, 0.01, 0.1, step_size_up=3),
+    "OneCycleLR": lambda optimizer: schedules.OneCycleLR(optimizer, 0.1, total_steps=12),
+    "ReduceLROnPlateau": lambda optimizer: schedules.ReduceLROnPlateau(optimizer, patience=1),
+    "SWALR": lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, 0.05, anneal_epochs=6),
+    "SequentialLR": lambda optimizer: schedules.SequentialLR(
+        optimizer,
+        [schedules.MultiStepLR(optimizer, [1, 2]), torch.optim.swa_utils.SWALR(optimizer, 0.05)],
+        milestones=[4],
+    ),
+    "ChainedScheduler": lambda optimizer: schedules.ChainedScheduler(
+        [schedules.MultiStepLR(optimizer, [2]), schedules.ExponentialLR(optimizer, 0.9)], optimizer=optimizer
+    ),
+}
+
+
+def test_no_scheduler_of_torchs_is_forgotten() -> None:
+    bases = {"LRScheduler", "_LRScheduler"}
+    found = {
+        name
+        for module in (schedules, torch.optim.swa_utils)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, schedules.LRScheduler)
+    }
+    assert found - bases == SCHEDULERS.keys()
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_of_torchs_goes_on_as_if_nothing_had_been(tmp_path: Path, name: str) -> None:
+    def make() -> dict[str, Any]:
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return {"model": model, "optimizer": optimizer, "scheduler": SCHEDULERS[name](optimizer)}
+
+    def rates(parts: dict[str, Any], steps: int) -> list[float]:
+        found = []
+        for _ in range(steps):
+            parts["optimizer"].step()
+            parts["scheduler"].step(*((1.0,) if name == "ReduceLROnPlateau" else ()))
+            found.append(parts["optimizer"].param_groups[0]["lr"])
+        return found
+
+    expected = rates(make(), 9)
+    for background in (False, True):
+        directory = tmp_path / f"{background}"
+        saved = make()
+        before = rates(saved, 3)
+        training = Training(saved, directory=directory, background=background)
+        training.load()
+        training.step = 3
+        training.save().wait()
+        training.close()
+        loaded = make()
+        training = Training(loaded, directory=directory)
+        training.load()
+        training.close()
+        assert before + rates(loaded, 6) == expected
 
 
 def test_numpys_scalars_become_pythons(tmp_path: Path) -> None:

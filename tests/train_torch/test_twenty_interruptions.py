@@ -15,6 +15,7 @@ INTERRUPTIONS, STEPS = 20, 240
     [
         ("train.py", 1, ("--background",)),
         ("train.py", 4, ("--background",)),
+        ("train.py", 4, ("--overlapped", "--channels", "120")),
         ("fsdp.py", 4, ("--background",)),
     ],
 )

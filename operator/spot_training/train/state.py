@@ -13,7 +13,8 @@ import contextlib
 import json
 import random
 import sys
-from collections import OrderedDict
+import types
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,16 @@ def capture(parts: Mapping[str, Part], argument: str) -> dict[str, Any]:
 
 
 def take(part: Part) -> Any:
-    """The state of a part as it gives it."""
-    return part[0]() if isinstance(part, tuple) else _unwrap(part).state_dict()
+    """The state of a part as it gives it; of a scheduler of torch without the functions, which it has already."""
+    if isinstance(part, tuple):
+        return part[0]()
+    states, torch = _unwrap(part).state_dict(), sys.modules.get("torch")
+    # An SWALR of torch's gives its `anneal_func` (LambdaLR leaves its functions out by itself).
+    return (
+        _without_functions(states)
+        if torch and isinstance(part, torch.optim.lr_scheduler.LRScheduler)
+        else states
+    )
 
 
 def restore(parts: Mapping[str, Part], saved: Mapping[str, Any]) -> None:
@@ -226,6 +235,16 @@ def _unwrap(part: Stateful) -> Stateful:
     return part
 
 
+def _without_functions(state: Any) -> Any:
+    """A scheduler's state, and those of schedulers within it, as they are taken up again: by what is in them."""
+    if type(state) is list:
+        return [_without_functions(item) for item in state]
+    if type(state) is not dict:
+        return state
+    functions = (types.FunctionType, types.MethodType)
+    return {name: _without_functions(own) for name, own in state.items() if not isinstance(own, functions)}
+
+
 def _portable(value: Any, where: str) -> Any:
     return _convert(value, where, torch=sys.modules.get("torch"))
 
@@ -254,6 +273,8 @@ def _convert(value: Any, where: str, torch: Any) -> Any:
         if kind is OrderedDict:
             vars(converted).update(vars(value))  # modules keep the versions of their states there
         return converted
+    if torch is not None and kind is Counter:  # a scheduler's milestones
+        return Counter({_convert(key, where, torch): value[key] for key in value})
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and hasattr(value, "item"):
         return value.item()
     if torch is not None and _is_known_to_torch(value, torch):
