@@ -10,6 +10,7 @@ Layout (names in <> vary; every ``.json`` but a state is a record sealed with it
           state.pt | state.json         what all ranks have alike, written by rank 0
           rank-00000.pt | .json ...     what each rank has of its own: its random numbers, its sampler
           manifest.json                 last: size and checksum of each file; with it the checkpoint exists
+        step-000000000150.1/            a second save at that step: the first stays until this one is whole
         damaged-step-000000000100/      was found damaged, kept to be looked at; delete it by hand
         completed.json                  the program came to its end
 
@@ -50,7 +51,7 @@ STARTED: Final = "started.json"
 ACCEPTED: Final = "accepted.json"
 COMPLETED: Final = "completed.json"
 DAMAGED: Final = "damaged-"
-_STEP: Final = re.compile(r"step-(\d{12})")
+_STEP: Final = re.compile(r"step-(\d{12})(?:\.([1-9]\d*))?")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class Keep:
     every_steps: int | None = None
 
     def choose(self, usable: list[Entry]) -> list[Entry]:
-        """Those that stay, of `usable`, which are the newest first."""
+        """Those that stay, of `usable`, which are the newest first; of several saves at one step only the last."""
+        last = {(entry.fence, entry.step): entry for entry in reversed(usable)}
+        usable = [entry for entry in usable if last[entry.fence, entry.step] is entry]
         kept = usable[: self.newest]
         if self.every_steps:
             first = {entry.step // self.every_steps: entry for entry in usable}  # the oldest wins
@@ -115,32 +118,34 @@ class CheckpointDirectory:
         """Whether it is another job's checkpoint, from the directory to resume from."""
         return entry.root != self._root
 
-    def prepare(self, step: int) -> Path:
-        """Make the empty directory of a checkpoint that is about to be written, and return it.
+    def prepare(self, step: int) -> tuple[Path, int]:
+        """Make the empty directory of a checkpoint that is about to be written; that and the edition it will be.
 
-        What a killed process left there without a manifest is removed; what has a manifest was passed over
-        when this process loaded, and is put aside.
+        What a killed process left of this step without a manifest is removed, and what was passed over when this
+        process loaded is put aside. What is whole stays as it is, under its name, until the new one is whole, too: a
+        successor may have that name in its list.
         """
-        path = self._own / step_name(step)
-        if (path / MANIFEST).exists():
-            _put_aside(path)
-            self._damaged = [entry for entry in self._damaged if entry.path != path]
-        elif path.exists():
-            shutil.rmtree(path)
+        for entry in [entry for entry in self._damaged if entry.path.parent == self._own and entry.step == step]:
+            if entry.path.exists():
+                _put_aside(entry.path)
+            self._damaged.remove(entry)
+        self.discard(step)
+        edition = 1 + max((last for _, at, last in _step_directories(self._own) if at == step), default=-1)
+        path = self._own / step_name(step, edition)
         path.mkdir()
         files.sync_directory(self._own)
-        return path
+        return path, edition
 
-    def commit(self, manifest: Manifest) -> Entry:
+    def commit(self, manifest: Manifest) -> None:
         """Write the manifest: from its rename on, and not before, the checkpoint exists. Raises OSError."""
-        data = files.write_record(self._own / step_name(manifest.step) / MANIFEST, manifest.record())
-        return Entry(self._root, self.fence, manifest.step, hashlib.sha256(data).hexdigest())
+        name = step_name(manifest.step, manifest.edition)
+        files.write_record(self._own / name / MANIFEST, manifest.record())
 
     def discard(self, step: int) -> None:
-        """Remove what a failed save has left, so that a full disk has that room again."""
-        path = self._own / step_name(step)
-        if not (path / MANIFEST).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove what a save of this step has left that did not end, so that a full disk has that room again."""
+        for path, at, _ in _step_directories(self._own):
+            if at == step and not (path / MANIFEST).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record durably that the program came to its end. Raises OSError."""
@@ -165,9 +170,9 @@ class CheckpointDirectory:
         usable = [*own, *self._inherited]
         kept = {entry.name for entry in keep.choose(usable)}
         for fence in attempts:
-            for path, step in _step_directories(self._root / fence):
+            for path, *place in _step_directories(self._root / fence):
                 # Without a manifest, and newer than our newest: not a leftover, perhaps, but a save under way.
-                under_way = fence == self.fence and (not own or step > own[0].step)
+                under_way = fence == self.fence and (not own or place > [own[0].step, own[0].edition])
                 if f"{fence}/{path.name}" not in kept and not under_way:
                     _remove_checkpoint(path)
             if fence != self.fence and not any(name.startswith(f"{fence}/") for name in kept):
@@ -224,20 +229,21 @@ def _attempts(root: Path) -> list[str]:
     return [path.name for path in root.iterdir() if (path / STARTED).exists()]
 
 
-def _step_directories(attempt: Path) -> list[tuple[Path, int]]:
+def _step_directories(attempt: Path) -> list[tuple[Path, int, int]]:
+    """Each with the step and the edition that its name says."""
     found = ((path, _STEP.fullmatch(path.name)) for path in attempt.iterdir())
-    return [(path, int(match[1])) for path, match in found if match]
+    return [(path, int(match[1]), int(match[2] or 0)) for path, match in found if match]
 
 
 def _checkpoints(root: Path, fence: str) -> list[Entry]:
     """An attempt's checkpoints, the newest first, with the digests that their manifests have now."""
     entries = []
-    for path, step in sorted(_step_directories(root / fence), reverse=True):
+    for path, step, edition in sorted(_step_directories(root / fence), key=lambda each: each[1:], reverse=True):
         try:
             data = (path / MANIFEST).read_bytes()
         except FileNotFoundError:  # a save that was not finished
             continue
-        entries.append(Entry(root, fence, step, hashlib.sha256(data).hexdigest()))
+        entries.append(Entry(root, fence, step, hashlib.sha256(data).hexdigest(), edition))
     return entries
 
 
@@ -258,11 +264,14 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 
 def _listed(entry: Entry) -> dict[str, Any]:
-    return {"fence": entry.fence, "step": entry.step, "manifest": entry.digest}
+    place = {"fence": entry.fence, "step": entry.step, "edition": entry.edition}
+    return {**place, "manifest": entry.digest}
 
 
 def _entries(root: Path, listed: list[dict[str, Any]]) -> list[Entry]:
-    return [Entry(root, item["fence"], item["step"], item["manifest"]) for item in listed]
+    return [
+        Entry(root, item["fence"], item["step"], item["manifest"], item.get("edition", 0)) for item in listed
+    ]
 
 
 def _claim_local_fence(root: Path, now: float) -> str:

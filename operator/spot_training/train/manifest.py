@@ -21,17 +21,21 @@ MANIFEST: Final = "manifest.json"
 
 @dataclass(frozen=True)
 class Entry:
-    """A checkpoint as a list names it: where it is, and the SHA-256 of its manifest when it was listed."""
+    """A checkpoint as a list names it: where it is, and the SHA-256 of its manifest when it was listed.
+
+    `edition`: of an attempt's several saves at one step, 0, 1, 2 ...
+    """
 
     root: Path
     fence: str
     step: int
     digest: str
+    edition: int = 0
 
     @property
     def name(self) -> str:
-        """Where it is inside its root: ``<fence>/step-<12 digits>``."""
-        return f"{self.fence}/{step_name(self.step)}"
+        """Where it is inside its root: ``<fence>/step-<12 digits>``, and ``.<edition>`` from the second on."""
+        return f"{self.fence}/{step_name(self.step, self.edition)}"
 
     @property
     def path(self) -> Path:
@@ -50,6 +54,7 @@ class Manifest:
     world_size: int
     extras: dict[str, Any]
     files: dict[str, Written]
+    edition: int = 0
 
     def record(self) -> dict[str, Any]:
         """As it is written into ``manifest.json``."""
@@ -58,6 +63,7 @@ class Manifest:
             "fence": self.fence,
             "attempt": self.attempt,
             "step": self.step,
+            "edition": self.edition,
             "time": self.time,
             "worldSize": self.world_size,
             "extras": self.extras,
@@ -82,6 +88,7 @@ class Manifest:
                 files={
                     name: Written(file["size"], file["checksum"]) for name, file in record["files"].items()
                 },
+                edition=record.get("edition", 0),  # checkpoints of before there were several say nothing
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedError(f"its manifest lacks something: {error!r}") from error
@@ -90,9 +97,9 @@ class Manifest:
         return manifest
 
 
-def step_name(step: int) -> str:
-    """The name of a checkpoint's directory; names sort as steps do."""
-    return f"step-{step:012d}"
+def step_name(step: int, edition: int = 0) -> str:
+    """The name of a checkpoint's directory."""
+    return f"step-{step:012d}" + (f".{edition}" if edition else "")
 
 
 def read_manifest(entry: Entry) -> Manifest:
@@ -104,6 +111,9 @@ def read_manifest(entry: Entry) -> Manifest:
     manifest = Manifest.of(files.unseal(data, "its manifest"))
     if hashlib.sha256(data).hexdigest() != entry.digest:
         raise DamagedError("is not the one that was accepted: its manifest has another digest")
-    if (manifest.fence, manifest.step) != (entry.fence, entry.step):
-        raise DamagedError(f"holds step {manifest.step} of {manifest.fence}, not what its name says")
+    said = (manifest.fence, manifest.step, manifest.edition)
+    if said != (entry.fence, entry.step, entry.edition):
+        raise DamagedError(
+            f"holds {step_name(*said[1:])} of {manifest.fence}, not what its name says"
+        )
     return manifest

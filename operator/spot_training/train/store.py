@@ -191,9 +191,10 @@ class Store:
         manifest: Manifest | None = None
         problem: Problem | None = None
         try:
-            path = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
+            path, edition = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
             stored, seconds = yield from self._write_shares(path, began, copy=copy)
-            manifest = Manifest(self.fence, self.attempt, step, at, self._ranks.size, extras, stored)
+            size = self._ranks.size
+            manifest = Manifest(self.fence, self.attempt, step, at, size, extras, stored, edition)
         except CheckpointError as error:
             problem, seconds = Problem.of(error), time.monotonic() - began
         ended = yield functools.partial(self._conclude, step, manifest, problem)

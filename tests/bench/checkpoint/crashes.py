@@ -52,7 +52,9 @@ class Crashes:
 
 
 def record_program(directory: Path, chance: random.Random) -> Recording:
-    """Attempts that save, at once and in the background, remove what is old, are killed in a save, and complete."""
+    """Attempts that save, at once and in the background, some steps twice, remove what is old, are killed in a save,
+    and complete.
+    """
     be_quiet()
     with recording(directory) as record:
         _save(record, 1, steps=3, background=False)
@@ -61,27 +63,28 @@ def record_program(directory: Path, chance: random.Random) -> Recording:
             _save(record, attempt, steps=1, background=False)
             record.ends_at = len(record.events) + chance.randint(*_WITHIN_A_SAVE)
             with contextlib.suppress(Killed):
-                _save(record, attempt, steps=3, background=False)
+                _save(record, attempt, steps=3, background=False, twice=attempt != 2)
             record.ends_at = None
         _save(record, 5, steps=2, background=False)
         _save(record, 5, steps=1, background=True).complete()
     return record
 
 
-def _save(record: Recording, attempt: int, *, steps: int, background: bool) -> Training:
+def _save(record: Recording, attempt: int, *, steps: int, background: bool, twice: bool = False) -> Training:
     state = Pattern(_SIZE)
     training = open_training(record.root / "checkpoints", attempt, state, background=background)
     try:
         training.load()
         for _ in range(steps):
             training.step += 1
-            state.become(training.step)
-            record.note("begun", training.step)
-            save = training.save()
-            if background:
-                state.become(1_000_000)
-            save.wait()
-            record.note("acknowledged", training.step)
+            for _ in range(1 + twice):
+                state.become(training.step)
+                record.note("begun", training.step)
+                save = training.save()
+                if background:
+                    state.become(1_000_000)
+                save.wait()
+                record.note("acknowledged", training.step)
             state.become(training.step)
         return training
     finally:

@@ -77,7 +77,7 @@ class Surroundings:
     def steps(self, number: int) -> list[int]:
         """The steps of which an attempt's directory holds checkpoints."""
         found = (self.directory / fence(number)).glob("step-*/manifest.json")
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+        return sorted(int(path.parent.name.removeprefix("step-").partition(".")[0]) for path in found)
 
 
 def save_steps(training: Training, weights: Weights, *steps: int) -> None:
