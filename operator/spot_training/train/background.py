@@ -33,18 +33,24 @@ def run_here(steps: Steps[T], job: Callable[[], Any] | None = None) -> T:
 class Background(Generic[T]):
     """`steps` under way. What comes before its first function has run, in the caller's thread, when this is made.
 
-    `alone`: whether this process is the only rank. All ranks call `advance` and `finish` at the same points.
+    `alone`: whether this process is the only rank. All ranks call `advance` and `finish` at the same points. `name` is
+    the thread's.
     """
 
-    def __init__(self, steps: Steps[T], *, alone: bool) -> None:
+    def __init__(self, steps: Steps[T], *, alone: bool, name: str = "spot-training-save") -> None:
         self._steps = steps
         self._alone = alone
+        self._name = name
         self._start(next(steps))
 
     @property
     def busy(self) -> bool:
         """Whether this rank's thread is at work. Ranks differ; `advance` is for when all have answered no."""
         return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for this rank's thread, for so long at the most."""
+        self._thread.join(seconds)
 
     def advance(self) -> tuple[T] | None:
         """Go on where no rank is busy; returns the result, in a tuple, where there is nothing left to do.
@@ -70,14 +76,14 @@ class Background(Generic[T]):
 
     def _start(self, job: Callable[[], Any]) -> None:
         self._value: Any = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         # Not a daemon: one that the interpreter kills on its way out, within native code, would abort the process;
         # and where the program ends by an error of its own, what it had saved before is still brought to the disk.
-        self._thread = threading.Thread(target=self._run, args=(job,), name="spot-training-save")
+        self._thread = threading.Thread(target=self._run, args=(job,), name=self._name)
         self._thread.start()
 
     def _run(self, job: Callable[[], Any]) -> None:
         try:
             self._value = run_here(self._steps, job) if self._alone else job()
-        except Exception as error:  # raised where the program waits or comes by next
+        except BaseException as error:  # raised where the program waits or comes by next
             self._error = error

@@ -291,12 +291,14 @@ class Training:
                 self._store.complete(self._completion())
             self._say("completed at step %d", self.step, event="completed")
         self._tell(report.COMPLETED)
+        self._wait_for_pruning()
         if not again:
             self._ranks.part()
             self._signals.restore()
 
     def close(self) -> None:
         """Give signals and the exception hook back; for programs that go on to something else."""
+        self._wait_for_pruning()
         self._signals.restore()
         if sys.excepthook == self._on_uncaught:
             sys.excepthook = self._previous_hook
@@ -358,6 +360,16 @@ class Training:
             words = "saved step %d in %.2f s, training stood still for %.2f s"
             self._say(words, saved.step, saved.seconds, self._account.stall_seconds, event="saved")
         self._tell(report.RUNNING)
+        if saved.problem is None:
+            self._store.prune()  # told first: removing may take its time, and the program be killed meanwhile
+            if not self._background and not self._completed:
+                self._account.stall_seconds += self._wait_for_pruning()
+
+    def _wait_for_pruning(self) -> float:
+        """The seconds that were waited; no longer than until this rank is told to stop."""
+        began, told = time.monotonic(), self.stopping
+        self._store.wait_for_pruning(lambda: self.stopping == told)
+        return time.monotonic() - began
 
     def _completion(self) -> dict[str, Any]:
         extras = portable_extras(self.extras)

@@ -13,7 +13,7 @@ import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spot_training.train import files, sharding, state
 from spot_training.train.background import Background, run_here
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from spot_training.train.state import Part
 
 T = TypeVar("T")
+
+_ASKED_EVERY: Final = 0.5
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,8 @@ class Store:
         self._sharding = Sharding(ranks, compress)
         self._compress = compress
         self._keep = keep
-        self._pruning = True
+        self._current = True  # as far as it is known: no newer attempt has started
+        self._pruning: Background[None] | None = None
         self._copies = HostCopies(overlapped or {})
         self.passed_over: list[PassedOver] = []
         self._directory: CheckpointDirectory | None = None  # of rank 0 only
@@ -191,7 +195,8 @@ class Store:
         manifest: Manifest | None = None
         problem: Problem | None = None
         try:
-            path, edition = self._ask(lambda directory: directory.prepare(step), "cannot make its directory")
+            prepare = functools.partial(self._prepare, step)
+            path, edition = self._ask(prepare, "cannot make its directory")
             stored, seconds = yield from self._write_shares(path, began, copy=copy)
             size = self._ranks.size
             manifest = Manifest(self.fence, self.attempt, step, at, size, extras, stored, edition)
@@ -204,7 +209,7 @@ class Store:
     def _conclude(
         self, step: int, manifest: Manifest | None, problem: Problem | None
     ) -> tuple[Problem | None, float]:
-        """Rank 0's last part: commit and remove old checkpoints, or remove what the failed save has left."""
+        """Rank 0's last part: commit, or remove what the failed save has left."""
         began = time.monotonic()
         if self._directory:
             if manifest:
@@ -212,8 +217,25 @@ class Store:
                     self._directory.commit(manifest)
                 except OSError as error:
                     problem = Problem.of(error, "cannot write its manifest: ")
-            self._directory.discard(step) if problem else self._prune(self._directory)
+            if problem:
+                self._directory.discard(step)
         return problem, time.monotonic() - began
+
+    def prune(self) -> None:
+        """Begin to remove old checkpoints, in a thread of rank 0's. After a save that has been told; the next waits."""
+        if self._directory:
+            steps = _one_step(functools.partial(self._prune, self._directory))
+            self._pruning = Background(steps, alone=True, name="spot-training-prune")
+
+    def wait_for_pruning(self, patient: Callable[[], bool]) -> None:
+        """Wait until that is done, as long as `patient` says so."""
+        while self._pruning and self._pruning.busy and patient():
+            self._pruning.wait(_ASKED_EVERY)
+
+    def _prepare(self, step: int, directory: CheckpointDirectory) -> tuple[Path, int]:
+        if self._pruning:
+            self._pruning.finish()
+        return directory.prepare(step)
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record that the program came to its end. Raises CheckpointError on all ranks where that fails."""
@@ -293,11 +315,11 @@ class Store:
         except OSError as error:
             log.warning("could not remove old checkpoints: %s", error, extra={"event": "prune-failed"})
             return
-        if self._pruning and not current:
+        if self._current and not current:
             log.warning(
                 "a newer attempt has started: what this one saves will not be used", extra={"event": "fenced"}
             )
-        self._pruning = current
+        self._current = current
 
     def _restore(self, manifest: Manifest, opened: Opened) -> None:
         common, parts = opened.common(), self._parts
@@ -374,6 +396,11 @@ def _write_files(
     except Exception as error:  # as above
         failure = error
     return written, failure, time.monotonic() - began
+
+
+def _one_step(work: Callable[[], T]) -> Steps[T]:
+    result: T = yield work
+    return result
 
 
 def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None, str | None]:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from spot_training.train import Preempted, Training, checkpoint
-from tests.unit.train.programs import Program, Surroundings, Weights
+from tests.unit.train.programs import Program, Surroundings, Weights, save_steps
 
 LOOP = """
 import random
@@ -270,3 +271,20 @@ def test_a_forked_child_dies_of_the_signal_as_usual(surroundings: Surroundings) 
     assert os.waitpid(child, 0)[1] == signal.SIGTERM
     os.close(reader)
     os.close(writer)
+
+
+def test_a_save_is_told_before_old_checkpoints_are_removed(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = surroundings.open(1, Weights(), keep=1)
+    save_steps(training, weights := Weights(), 10)
+    remove, told = shutil.rmtree, []
+
+    def note(*arguments: Any, **options: Any) -> None:
+        told.append(surroundings.report()["checkpointStep"])
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", note)
+    save_steps(training, weights, 20)
+    assert told == [20]
+    assert surroundings.steps(1) == [20], "and where saves are not in the background, they are gone then"
