@@ -14,7 +14,7 @@ from spot_training.train.problem import CheckpointError, VolumeFullError
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.signals import Preempted
 from spot_training.train.state import UnsavableStateError
-from spot_training.train.store import PassedOver, Save
+from spot_training.train.outcome import PassedOver, Save
 
 __all__ = [
     "CheckpointError",

@@ -9,8 +9,8 @@ from spot_training.train import report
 from spot_training.train.report import log
 
 if TYPE_CHECKING:
+    from spot_training.train.outcome import Loaded, Saved
     from spot_training.train.problem import Problem
-    from spot_training.train.store import Loaded, Saved
 
 
 @dataclass

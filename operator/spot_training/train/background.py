@@ -9,10 +9,15 @@ through to the end by itself.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
+_OURS: Final = "spot-training-"
 T = TypeVar("T")
 
 Steps = Generator[Callable[[], Any], Any, T]
@@ -34,13 +39,13 @@ class Background(Generic[T]):
     """`steps` under way. What comes before its first function has run, in the caller's thread, when this is made.
 
     `alone`: whether this process is the only rank. All ranks call `advance` and `finish` at the same points. `name` is
-    the thread's.
+    for the thread's.
     """
 
-    def __init__(self, steps: Steps[T], *, alone: bool, name: str = "spot-training-save") -> None:
+    def __init__(self, steps: Steps[T], *, alone: bool, name: str = "save") -> None:
         self._steps = steps
         self._alone = alone
-        self._name = name
+        self._name = f"{_OURS}{name}"
         self._start(next(steps))
 
     @property
@@ -87,3 +92,26 @@ class Background(Generic[T]):
             self._value = run_here(self._steps, job) if self._alone else job()
         except BaseException as error:  # raised where the program waits or comes by next
             self._error = error
+
+
+def end_within(seconds: float, code: int) -> None:
+    """See to it that this process ends, with exit code `code`, though a disk may hang: the interpreter would wait.
+
+    The program itself, which may clean up, is waited for; then the threads that still write, for `seconds` from now at
+    the most.
+    """
+    writing = [thread for thread in threading.enumerate() if thread.name.startswith(_OURS)]
+    if writing:
+        arguments = (writing, time.monotonic() + seconds, code)
+        threading.Thread(target=_end, args=arguments, name="spot-training-end", daemon=True).start()
+
+
+def _end(writing: list[threading.Thread], at: float, code: int) -> None:
+    threading.main_thread().join()
+    for thread in writing:
+        thread.join(max(0.0, at - time.monotonic()))
+    if any(thread.is_alive() for thread in writing):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(code)

@@ -44,6 +44,8 @@ class CheckedFile(io.RawIOBase):
         ] = {}  # the blocks that the last read asked for in part: two at most
         self._helpers = Helpers(_READERS)
         self._ahead = ReadAhead(file.fileno(), self._size) if ahead else None
+        self.refusal: OSError | None = None
+        """The disk's own error, which who reads may have turned into one that does not say what is wrong."""
 
     def close(self) -> None:
         """Let its threads end; the file itself stays open."""
@@ -137,7 +139,11 @@ class CheckedFile(io.RawIOBase):
         self._helpers.share(read, readers)
 
     def _read(self, block: int, target: memoryview) -> None:
-        found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
+        try:
+            found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
+        except OSError as error:
+            self.refusal = error
+            raise
         before = self._sums[block]
         if before is not None and before != found:
             raise DamagedError(f"{self._file.name} changes while it is read")

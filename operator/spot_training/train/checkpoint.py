@@ -23,35 +23,37 @@ Finer still: `should_stop`, `save`, `stop`.
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from spot_training.train import report
 from spot_training.train.account import Account
+from spot_training.train.background import end_within
 from spot_training.train.compression import check as check_compression
 from spot_training.train.directory import Keep
 from spot_training.train.environment import Settings
-from spot_training.train.problem import report_of
 from spot_training.train.ranks import find_ranks
 from spot_training.train.report import TerminationLog, log
 from spot_training.train.signals import EXIT_PREEMPTED, Preempted, StopSignals
 from spot_training.train.snapshot import overlapped_in
 from spot_training.train.state import check_parts, portable_extras
-from spot_training.train.store import PassedOver, Place, Save, Store
+from spot_training.train.stopping import Agreement
+from spot_training.train.telling import Teller
+from spot_training.train.outcome import PassedOver, Save
+from spot_training.train.store import Place, Store
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping
-    from types import TracebackType
 
     from spot_training.train.background import Background
+    from spot_training.train.outcome import Saved
     from spot_training.train.state import Part
-    from spot_training.train.store import Saved
 
 _DEFAULT_SAVE_SECONDS: Final = 600.0
-_REPORT_SECONDS: Final = 5.0
+_ASKED_EVERY: Final = 1.0
+"""Seconds, while ranks wait for a save, after which they speak of what else has come."""
 
 
 class Training:
@@ -108,30 +110,24 @@ class Training:
         self._every_seconds = save_every_seconds or settings.interval
         if not self._every_seconds and not save_every_steps:
             self._every_seconds = _DEFAULT_SAVE_SECONDS
-        self._grace = settings.grace
-        self._local_rank = settings.local_rank
-        self._termination_log = TerminationLog(settings.termination_log)
-        self._reported = self._last_save = time.monotonic()
+        self._last_save = time.monotonic()
         self._account = Account()
         self._background = background
         self._begun: tuple[Save, Background[Saved]] | None = None  # the save that is under way
-        self._stopping = False  # what all ranks know; `stopping` is what this one knows
-        self._left: float | None = None  # of the grace, in seconds, when the ranks last spoke; None: no bound
         self._loaded = self._completed = False
         self._knows_step = False
         report.show_log()
-        self._previous_hook = sys.excepthook
-        sys.excepthook = self._on_uncaught  # from here on, what goes wrong is told to the operator
+        termination_log = TerminationLog(settings.termination_log)
+        # From here on, what goes wrong is told to the operator.
+        self._teller = Teller(termination_log, settings.local_rank, self._facts, self._optional_facts)
         _check_positive(total_steps=total_steps, keep=keep, keep_every_steps=keep_every_steps)
         _check_positive(save_every_steps=save_every_steps, save_every_seconds=save_every_seconds)
         place = Place(settings.directory(directory), settings.fence, settings.attempt, settings.resume_dir)
         common, own = check_parts(state, "state"), check_parts(per_rank or {}, "per_rank")
         self._signals = StopSignals()
-        if not self._signals.install():
-            log.warning(
-                "not in the main thread: SIGTERM and SIGINT are not noticed", extra={"event": "no-signals"}
-            )
+        self._signals.install()
         self._ranks = find_ranks(settings.world_size)
+        self._agreed = Agreement(self._ranks, self._signals, settings.grace)
         self._store = Store(
             place,
             self._ranks,
@@ -147,7 +143,7 @@ class Training:
     @property
     def stopping(self) -> bool:
         """Whether a signal has come to this rank. Ranks may differ; to act on it together, use `should_stop`."""
-        return self._stopping or self._signals.told is not None
+        return self._agreed.told
 
     @property
     def finished(self) -> bool:
@@ -199,7 +195,7 @@ class Training:
             )
         if self.finished and self._store.completed:
             self.extras.update(self._store.completed.get("extras", {}))
-        self._tell(report.RUNNING)
+        self._teller.tell(report.RUNNING)
         if not self.finished and self.should_stop():
             self._leave_unbegun()
         return self.step
@@ -215,22 +211,22 @@ class Training:
         due = self._consult()
         if self.total_steps is not None and self.step >= self.total_steps:
             return False  # the save comes with the completion
-        if self._stopping or due or (self._every_steps and self.step % self._every_steps == 0):
+        if self._agreed.stopping or due or (self._every_steps and self.step % self._every_steps == 0):
             return True
-        if time.monotonic() - self._reported > _REPORT_SECONDS:
-            self._tell(report.RUNNING)
+        if self._teller.old:
+            self._teller.tell(report.RUNNING)
         return False
 
     def act(self) -> None:
         """Save; when told to stop, end the process after that. All ranks, where `count_step` has said so."""
-        if self._stopping:
+        if self._agreed.stopping:
             self.stop()
         self.save()
 
     def should_stop(self) -> bool:
         """Whether any rank has been told to stop. All ranks ask at the same point, and get the same answer."""
         self._consult()
-        return self._stopping
+        return self._agreed.stopping
 
     def save(self) -> Save:
         """Save the state as it is after `step` steps; all ranks at the same point.
@@ -241,30 +237,29 @@ class Training:
         began = time.monotonic()
         self._settle()
         extras, save = portable_extras(self.extras), Save(self.step, self._settle)
-        if self._background and not self._stopping:
-            self._begun = (save, self._store.begin_save(self.step, extras))
-        else:
-            saved = self._store.save(self.step, extras)
+        beside = self._background and not self._agreed.stopping
+        self._begun = (save, self._store.begin_save(self.step, extras, copy=beside))
+        self._account.stall_seconds = time.monotonic() - began
+        if not beside:
+            self._settle()
         self._last_save = time.monotonic()
-        self._account.stall_seconds = self._last_save - began
-        if not self._begun:
-            self._note(save, saved)
         return save
 
     def stop(self) -> NoReturn:
         """Save, unless it is saved or the grace is too short, and end the process with exit code 143.
 
         All ranks at the same point. Not begun is a save that by the last one's measure cannot end within the
-        grace, where this attempt has saved before: it would only put at risk what it cannot replace.
+        grace, where this attempt has saved before: it would only put at risk what it cannot replace. A save that
+        has not ended shortly before the grace has, on a disk that hangs, is left to itself.
         """
         self._consult()
         if self._begun:
             self._settle()
             self._consult()  # of the grace, less is left
-        needed = self._account.save_seconds
+        needed, left = self._account.save_seconds, self._agreed.left
         if self._account.own_step == self.step:
             self._say_stopping(f"step {self.step} is saved")
-        elif needed is not None and self._left is not None and self._left < needed:
+        elif needed is not None and left is not None and left < needed:
             self._say_stopping(f"no time to save step {self.step}")
         else:
             self._say_stopping("saving")
@@ -290,7 +285,7 @@ class Training:
             if extras or recorded is None or recorded["step"] != self.step:
                 self._store.complete(self._completion())
             self._say("completed at step %d", self.step, event="completed")
-        self._tell(report.COMPLETED)
+        self._teller.tell(report.COMPLETED)
         self._wait_for_pruning()
         if not again:
             self._ranks.part()
@@ -300,15 +295,16 @@ class Training:
         """Give signals and the exception hook back; for programs that go on to something else."""
         self._wait_for_pruning()
         self._signals.restore()
-        if sys.excepthook == self._on_uncaught:
-            sys.excepthook = self._previous_hook
+        self._teller.close()
 
     def _leave_unbegun(self) -> NoReturn:
         self._say_stopping("no step has been done")
         self._leave()
 
     def _leave(self) -> NoReturn:
-        self._tell(report.PREEMPTED)
+        self._teller.tell(report.PREEMPTED)
+        if (left := self._agreed.seconds_now()) is not None:
+            end_within(left, EXIT_PREEMPTED)
         self._ranks.part()
         raise Preempted(EXIT_PREEMPTED)
 
@@ -317,26 +313,28 @@ class Training:
 
         One all-reduce at each step: every rank leaves this step knowing the same.
         """
-        now = time.monotonic()
-        told = self._signals.told
-        since = 1 + int(1000 * (now - told.at)) if told else 0  # milliseconds, 0: not told
-        due = self._every_seconds is not None and now - self._last_save >= self._every_seconds
-        busy = int(self._begun is not None and self._begun[1].busy)
-        asked = (since, int(due and self._ranks.rank == 0), busy)
-        since, by_first, busy = self._ranks.largest(asked)
-        self._stopping = self._stopping or since > 0
-        if since and self._grace is not None:
-            self._left = self._grace - since / 1000
+        due = self._every_seconds is not None and time.monotonic() - self._last_save >= self._every_seconds
+        busy = self._begun is not None and self._begun[1].busy
+        due, busy = self._agreed.exchange(due=due, busy=busy)
         if self._begun and not busy:
             self._advance(time.monotonic())
-        return bool(by_first)
+        return due
 
     def _settle(self) -> None:
-        """Wait for the save that is under way."""
-        began = time.monotonic()
+        """Wait for the save that is under way; where told to stop, no longer than the grace allows."""
         while self._begun:
-            self._advance(began)
             began = time.monotonic()
+            save, begun = self._begun
+            begun.wait(_ASKED_EVERY)
+            _, busy = self._agreed.exchange(due=False, busy=begun.busy)
+            if not busy:
+                self._advance(began)
+            elif self._agreed.over:
+                self._begun = None
+                self._say_stopping(f"the save of step {save.step} has not ended in time")
+                self._leave()
+            else:
+                self._account.stall_seconds += time.monotonic() - began
 
     def _advance(self, began: float) -> None:
         """Bring the save that is under way one part on; `began` is when the program began to wait for it."""
@@ -359,26 +357,22 @@ class Training:
         if saved.problem is None:
             words = "saved step %d in %.2f s, training stood still for %.2f s"
             self._say(words, saved.step, saved.seconds, self._account.stall_seconds, event="saved")
-        self._tell(report.RUNNING)
+        self._teller.tell(report.RUNNING)
         if saved.problem is None:
             self._store.prune()  # told first: removing may take its time, and the program be killed meanwhile
             if not self._background and not self._completed:
                 self._account.stall_seconds += self._wait_for_pruning()
 
     def _wait_for_pruning(self) -> float:
-        """The seconds that were waited; no longer than until this rank is told to stop."""
-        began, told = time.monotonic(), self.stopping
-        self._store.wait_for_pruning(lambda: self.stopping == told)
-        return time.monotonic() - began
+        """The seconds that were waited, until this rank is told to stop at the longest."""
+        return self._store.wait_for_pruning(lambda: not self.stopping)
 
     def _completion(self) -> dict[str, Any]:
         extras = portable_extras(self.extras)
         return {"step": self.step, "totalSteps": self.total_steps, "time": time.time(), "extras": extras}
 
     def _say_stopping(self, what: str) -> None:
-        left = "" if self._left is None else f", {max(0.0, self._left):.0f} s left"
-        why = f"told to stop ({self._signals.told.name})" if self._signals.told else "stopping"
-        self._say("%s: %s%s", why, what, left, event="stopping")
+        self._say("%s", self._agreed.in_words(what), event="stopping")
 
     def _say(self, message: str, *arguments: object, event: str) -> None:
         if self._ranks.rank == 0:
@@ -386,34 +380,17 @@ class Training:
                 message, *arguments, extra={"event": event, "step": self.step, "attempt": self._store.attempt}
             )
 
-    def _tell(self, reason: str, message: str | None = None) -> None:
-        """Write the termination message. Of the processes in one container the first writes it, any a failure."""
-        self._reported = time.monotonic()
-        if self._local_rank and reason not in report.FAILURES:
-            return
-        record = {
-            "reason": reason,
+    def _facts(self) -> dict[str, Any]:
+        return {
             "step": self.step if self._knows_step else None,
             "totalSteps": self.total_steps,
             **self._account.facts(),
             "resumedStep": self.resumed_step if self._knows_step else None,
             **self._account.troubles(),
         }
-        optional = {
-            "message": message,
-            "extras": self.extras,
-            "passedOver": [asdict(item) for item in self.passed_over],
-        }
-        self._termination_log.write({**record, **{name: value for name, value in optional.items() if value}})
 
-    def _on_uncaught(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        """Tell how the program failed, then let the interpreter show it as ever. No SystemExit comes here."""
-        failure = report_of(error, self._termination_log.read())
-        if failure:
-            self._tell(*failure)
-        self._previous_hook(kind, error, trace)
+    def _optional_facts(self) -> dict[str, Any]:
+        return {"extras": self.extras, "passedOver": [asdict(item) for item in self.passed_over]}
 
 
 def _check_positive(**arguments: float | None) -> None:

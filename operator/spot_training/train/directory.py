@@ -40,7 +40,8 @@ from typing import TYPE_CHECKING, Any, Final
 from spot_training.train import files
 from spot_training.train.fence import check_fence, fence_after, local_fence
 from spot_training.train.files import DamagedError
-from spot_training.train.manifest import FORMAT, MANIFEST, Entry, step_name
+from spot_training.train.manifest import FORMAT, MANIFEST, UNREAD, Entry, step_name
+from spot_training.train.patience import patiently
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +102,7 @@ class CheckpointDirectory:
         self._borrowed = _entries(resume, record["borrowed"]) if resume else []
         self._inherited = _entries(root, record["accepted"])
         self._damaged: list[Entry] = []
+        self._unread: list[Entry] = []
         self.trouble: str | None = record["trouble"]
         """Why the list of older checkpoints may lack some; None where it does not."""
         self.completed: dict[str, Any] | None = _completed(self._own) or record["completed"]
@@ -110,9 +112,13 @@ class CheckpointDirectory:
         """What may be loaded, the best first: this attempt's own, then what it has accepted."""
         return [*_checkpoints(self._root, self.fence), *self._inherited, *self._borrowed]
 
-    def pass_over(self, entry: Entry) -> None:
-        """Note that a checkpoint is not whole; it stays where it is until this attempt has saved another."""
-        self._damaged.append(entry)
+    def pass_over(self, entry: Entry, *, damaged: bool) -> None:
+        """Note that a checkpoint is `damaged`, or else that it could not be read: it may be whole.
+
+        It stays where it is until this attempt has saved another. What could not be read does not count as
+        kept, and stays as long as it would if it did.
+        """
+        (self._damaged if damaged else self._unread).append(entry)
 
     def is_borrowed(self, entry: Entry) -> bool:
         """Whether it is another job's checkpoint, from the directory to resume from."""
@@ -125,7 +131,9 @@ class CheckpointDirectory:
         process loaded is put aside. What is whole stays as it is, under its name, until the new one is whole, too: a
         successor may have that name in its list.
         """
-        for entry in [entry for entry in self._damaged if entry.path.parent == self._own and entry.step == step]:
+        for entry in [
+            entry for entry in self._damaged if entry.path.parent == self._own and entry.step == step
+        ]:
             if entry.path.exists():
                 _put_aside(entry.path)
             self._damaged.remove(entry)
@@ -168,7 +176,8 @@ class CheckpointDirectory:
         self._damaged = []
         own = _checkpoints(self._root, self.fence)
         usable = [*own, *self._inherited]
-        kept = {entry.name for entry in keep.choose(usable)}
+        read = [entry for entry in usable if entry not in self._unread]
+        kept = {entry.name for entry in [*keep.choose(read), *keep.choose(usable)]}
         for fence in attempts:
             for path, *place in _step_directories(self._root / fence):
                 # Without a manifest, and newer than our newest: not a leftover, perhaps, but a save under way.
@@ -238,19 +247,23 @@ def _step_directories(attempt: Path) -> list[tuple[Path, int, int]]:
 def _checkpoints(root: Path, fence: str) -> list[Entry]:
     """An attempt's checkpoints, the newest first, with the digests that their manifests have now."""
     entries = []
-    for path, step, edition in sorted(_step_directories(root / fence), key=lambda each: each[1:], reverse=True):
+    for path, step, edition in sorted(
+        _step_directories(root / fence), key=lambda each: each[1:], reverse=True
+    ):
         try:
-            data = (path / MANIFEST).read_bytes()
+            digest = hashlib.sha256(patiently((path / MANIFEST).read_bytes)).hexdigest()
         except FileNotFoundError:  # a save that was not finished
             continue
-        entries.append(Entry(root, fence, step, hashlib.sha256(data).hexdigest(), edition))
+        except OSError:  # listed all the same, so that it is told, and that nothing begins anew for it
+            digest = UNREAD
+        entries.append(Entry(root, fence, step, digest, edition))
     return entries
 
 
 def _completed(attempt: Path) -> dict[str, Any] | None:
     try:
         return _read_record(attempt / COMPLETED)
-    except DamagedError:  # or, nearly always, not there: then the last checkpoint's step tells
+    except (DamagedError, OSError):  # or, nearly always, not there: then the last checkpoint's step tells
         return None
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 from spot_training.train import checksum
 from spot_training.train.checksum import BLOCK
 from spot_training.train.helpers import Helpers
+from spot_training.train.patience import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -203,7 +204,7 @@ def write_record(path: Path, record: dict[str, Any]) -> bytes:
 def read_record(path: Path) -> dict[str, Any]:
     """The record in a file. Raises DamagedError, also where the file is gone, and OSError."""
     try:
-        return unseal(path.read_bytes(), str(path))
+        return unseal(patiently(path.read_bytes), str(path))
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is gone") from error
 

@@ -14,9 +14,12 @@ from typing import Any, Final
 
 from spot_training.train import files
 from spot_training.train.files import DamagedError, Written
+from spot_training.train.patience import patiently
 
 FORMAT: Final = 2
 MANIFEST: Final = "manifest.json"
+UNREAD: Final = ""
+"""The digest of a manifest that could not be read when it was listed: what is there later may be another."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,10 @@ def step_name(step: int, edition: int = 0) -> str:
 
 def read_manifest(entry: Entry) -> Manifest:
     """The manifest of a listed checkpoint, exactly as it was listed. Raises DamagedError and OSError."""
+    if entry.digest == UNREAD:
+        raise OSError("could not be read when it was listed")
     try:
-        data = (entry.path / MANIFEST).read_bytes()
+        data = patiently((entry.path / MANIFEST).read_bytes)
     except FileNotFoundError as error:
         raise DamagedError("is gone") from error
     manifest = Manifest.of(files.unseal(data, "its manifest"))
@@ -113,7 +118,5 @@ def read_manifest(entry: Entry) -> Manifest:
         raise DamagedError("is not the one that was accepted: its manifest has another digest")
     said = (manifest.fence, manifest.step, manifest.edition)
     if said != (entry.fence, entry.step, entry.edition):
-        raise DamagedError(
-            f"holds {step_name(*said[1:])} of {manifest.fence}, not what its name says"
-        )
+        raise DamagedError(f"holds {step_name(*said[1:])} of {manifest.fence}, not what its name says")
     return manifest

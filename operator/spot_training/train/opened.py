@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from spot_training.train import checked, sharding, state
 from spot_training.train.files import DamagedError
+from spot_training.train.patience import patiently
+from spot_training.train.problem import in_words
 
 if TYPE_CHECKING:
     import contextlib
@@ -19,9 +23,23 @@ _COMMON: Final = "state"
 _CONTENTS: Final = sharding.CONTENTS.partition(".")[0]
 
 
+@dataclass(frozen=True)
+class Flaw:
+    """Why a checkpoint cannot be loaded: it is `damaged`, or else its disk refuses to give it."""
+
+    words: str
+    damaged: bool = True
+
+    @classmethod
+    def of(cls, error: Exception) -> Flaw:
+        """That of an error which came while it was read."""
+        refused = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        return cls(f"cannot be read: {error}" if refused else in_words(error), damaged=not refused)
+
+
 def open_share(
     entry: Entry, manifest: Manifest, ranks: Ranks, stack: contextlib.ExitStack
-) -> tuple[Opened, str | None]:
+) -> tuple[Opened, Flaw | None]:
     """Open and verify this rank's share, and say what is wrong with it.
 
     What all read, and of what each rank has written every `ranks.size`-th: together the ranks verify all files.
@@ -31,23 +49,27 @@ def open_share(
     opened: dict[str, BinaryIO] = {}
     contents: dict[str, dict[str, Any]] = {}
     needed = {_COMMON, _own(ranks.rank), sharding.stem(ranks.rank)}
-    problem = None
+    flaw = None
+
+    def read(name: str) -> None:
+        stem = name.partition(".")[0]
+        file = stack.enter_context((entry.path / name).open("rb"))
+        if stem in needed:
+            contents[stem] = state.read_verified(file, manifest.files[name])
+        else:
+            checked.verify(file, manifest.files[name])
+            opened[stem] = file
+
     try:
-        for name, expected in manifest.files.items():
-            stem = name.partition(".")[0]
-            number = stem.partition("-")[2]
+        for name in manifest.files:
+            number = name.partition(".")[0].partition("-")[2]
             if not number or int(number) % ranks.size == ranks.rank:
-                file = stack.enter_context((entry.path / name).open("rb"))
-                if stem in needed:
-                    contents[stem] = state.read_verified(file, expected)
-                else:
-                    checked.verify(file, expected)
-                    opened[stem] = file
+                patiently(functools.partial(read, name))
         if _COMMON not in contents:
-            problem = f"has no file of {_COMMON}"
+            flaw = Flaw(f"has no file of {_COMMON}")
     except (DamagedError, OSError, ValueError) as error:
-        problem = str(error) or type(error).__name__
-    return Opened(entry, manifest, ranks.rank, opened, contents), problem
+        flaw = Flaw.of(error)
+    return Opened(entry, manifest, ranks.rank, opened, contents), flaw
 
 
 class Opened:

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from spot_training.train.report import log
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -46,13 +48,14 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
         self._pid = os.getpid()
 
-    def install(self) -> bool:
-        """Take over the signals. Returns False, and does nothing, in a thread that may not (not the main one)."""
+    def install(self) -> None:
+        """Take over the signals; in a thread that may not (not the main one) only say that they are not noticed."""
         if threading.current_thread() is not threading.main_thread():
-            return False
+            words = "not in the main thread: SIGTERM and SIGINT are not noticed"
+            log.warning(words, extra={"event": "no-signals"})
+            return
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
-        return True
 
     def restore(self) -> None:
         """Give the signals back to whom they belonged before."""

@@ -81,7 +81,9 @@ class HostCopies:
         return copied
 
     def finish(self) -> None:
-        """Copy what `take` has left."""
+        """Copy what `take` has left; a second call does nothing."""
+        if self._finished.is_set():
+            return
         try:
             for late in self._late:
                 late.copy()

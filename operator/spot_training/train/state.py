@@ -183,9 +183,9 @@ def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
     with CheckedFile(file, expected, ahead=True) as checked:
         try:
             content = read(cast("BinaryIO", checked), file.name)
-        except Exception:
+        except Exception as error:
             checked.finish()
-            raise
+            raise checked.refusal or error from error
         checked.finish()
     return content
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from spot_training.train import files, sharding, state
-from spot_training.train.background import Background, run_here
+from spot_training.train.background import Background
 from spot_training.train.directory import CheckpointDirectory, Keep
 from spot_training.train.fence import attempt_number
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
 from spot_training.train.named import name_parts, spread_parts
-from spot_training.train.opened import Opened, open_share
+from spot_training.train.outcome import Loaded, PassedOver, Saved
+from spot_training.train.opened import Flaw, Opened, open_share
+from spot_training.train.patience import patiently
 from spot_training.train.problem import CheckpointError, Problem, in_words
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.report import log
@@ -37,62 +39,10 @@ if TYPE_CHECKING:
     from spot_training.train.state import Part
 
 T = TypeVar("T")
+_Tried = tuple[list[T], Problem | None, Exception | None]
 
 _ASKED_EVERY: Final = 0.5
 """Seconds."""
-
-
-@dataclass(frozen=True)
-class PassedOver:
-    """A checkpoint that was not whole: ``<fence>/step-...`` and why."""
-
-    checkpoint: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A checkpoint that was loaded: `time` is when it was saved, in seconds since the epoch."""
-
-    step: int
-    time: float
-    attempt: int
-    borrowed: bool
-    extras: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Saved:
-    """How a save ended: `seconds` of rank 0, `time` since the epoch, `problem` None where it succeeded."""
-
-    step: int
-    seconds: float
-    time: float
-    problem: Problem | None
-
-
-class Save:
-    """A save that has been begun. In the background it goes on while the program does."""
-
-    def __init__(self, step: int, settle: Callable[[], None]) -> None:
-        self.step: int = step
-        self.saved: Saved | None = None
-        self._settle = settle
-
-    def wait(self) -> float:
-        """Wait until the checkpoint is on the disk, and return the seconds that the save took.
-
-        From then on, and not before, it is certain that it is not lost. With several ranks and saves in the
-        background, all wait at the same point. Raises CheckpointError where it could not be saved, VolumeFullError
-        where that was for want of room; earlier checkpoints are untouched then.
-        """
-        if self.saved is None:
-            self._settle()
-        if self.saved is None:
-            raise CheckpointError(f"could not save step {self.step}: the save was broken off by an error")
-        if self.saved.problem:
-            raise self.saved.problem.after(f"could not save step {self.step}: ").error()
-        return self.saved.seconds
 
 
 @dataclass(frozen=True)
@@ -135,7 +85,8 @@ class Store:
         self._directory: CheckpointDirectory | None = None  # of rank 0 only
 
         def begin() -> tuple[str, dict[str, Any] | None]:
-            self._directory = CheckpointDirectory(place.root, place.fence, place.resume, time.time())
+            make = functools.partial(CheckpointDirectory, place.root, place.fence, place.resume, time.time())
+            self._directory = patiently(make)
             return self._directory.fence, self._directory.completed
 
         trouble = f"cannot use the checkpoint directory {place.root}"
@@ -151,15 +102,16 @@ class Store:
         self._capture()  # so that a state that could not be saved is known now, not at the first save
         candidates = self._ask(lambda directory: directory.candidates(), "cannot list the checkpoints")
         for entry in candidates:
-            manifest, problem = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
+            manifest, flaw = self._ask(functools.partial(_manifest_of, entry), "cannot read a manifest")
             if manifest:
                 with contextlib.ExitStack() as stack:
-                    opened, own_problem = open_share(entry, manifest, self._ranks, stack)
-                    problem = next((said for said in self._ranks.gather(own_problem) if said), None)
-                    if not problem:
+                    opened, own_flaw = open_share(entry, manifest, self._ranks, stack)
+                    flaws = [said for said in self._ranks.gather(own_flaw) if said]
+                    flaw = next((said for said in flaws if said.damaged), next(iter(flaws), None))
+                    if not flaw:
                         self._restore(manifest, opened)
                         return self._loaded(entry, manifest)
-            self._pass_over(entry, problem or "is not whole")
+            self._pass_over(entry, flaw or Flaw("is not whole"))
         trouble = self._ask(lambda directory: directory.trouble, "cannot list the checkpoints")
         if candidates or trouble:
             reasons = [
@@ -172,19 +124,14 @@ class Store:
             )
         return None
 
-    def save(self, step: int, extras: dict[str, Any]) -> Saved:
-        """Save all parts as the checkpoint of `step`. A disk that refuses is told in the result, on all ranks.
+    def begin_save(self, step: int, extras: dict[str, Any], *, copy: bool = True) -> Background[Saved]:
+        """Begin to save all parts as the checkpoint of `step`; one at a time.
 
-        Raises what the program's own parts raise, and PeerLostError then on the other ranks.
+        With `copy` they are copied to host memory first, and the program may go on at once; else it waits, and its disk
+        is still not what holds it. A disk that refuses is told in the result, on all ranks. What the program's own
+        parts raise comes from here, or from the result's `advance` and `finish`, and PeerLostError on the other ranks.
         """
-        return run_here(self._save(step, extras, copy=False))
-
-    def begin_save(self, step: int, extras: dict[str, Any]) -> Background[Saved]:
-        """Copy the state as it is now to host memory, and save it while the program goes on; one at a time.
-
-        What `save` would raise comes from the result's `advance` and `finish`.
-        """
-        return Background(self._save(step, extras, copy=True), alone=self._ranks.size == 1)
+        return Background(self._save(step, extras, copy=copy), alone=self._ranks.size == 1)
 
     def waited(self) -> float:
         """The seconds for which an optimizer's step has waited since the last save in the background was begun."""
@@ -195,9 +142,17 @@ class Store:
         manifest: Manifest | None = None
         problem: Problem | None = None
         try:
-            prepare = functools.partial(self._prepare, step)
-            path, edition = self._ask(prepare, "cannot make its directory")
-            stored, seconds = yield from self._write_shares(path, began, copy=copy)
+            copies = self._copies if copy else None
+            # Beside the program, several ranks would need one more of its steps to hear of a directory made later.
+            made = self._make_directory(step, None) if copy and self._ranks.size > 1 else None
+            place = _agreed(self._ranks, made) if made else None
+            contents, failure = self._contents(copy=copy)
+            taken = time.monotonic() - began
+            if not place:
+                place = _agreed(self._ranks, (yield functools.partial(self._make_directory, step, copies)))
+            path, edition = place
+            work = functools.partial(_write_files, path, contents, self._compress, copies)
+            stored, seconds = self._gather_shares((yield work), failure, taken)
             size = self._ranks.size
             manifest = Manifest(self.fence, self.attempt, step, at, size, extras, stored, edition)
         except CheckpointError as error:
@@ -218,24 +173,36 @@ class Store:
                 except OSError as error:
                     problem = Problem.of(error, "cannot write its manifest: ")
             if problem:
-                self._directory.discard(step)
+                with contextlib.suppress(OSError):  # of a disk that is gone; the next save of this step tries again
+                    self._directory.discard(step)
         return problem, time.monotonic() - began
 
     def prune(self) -> None:
         """Begin to remove old checkpoints, in a thread of rank 0's. After a save that has been told; the next waits."""
         if self._directory:
             steps = _one_step(functools.partial(self._prune, self._directory))
-            self._pruning = Background(steps, alone=True, name="spot-training-prune")
+            self._pruning = Background(steps, alone=True, name="prune")
 
-    def wait_for_pruning(self, patient: Callable[[], bool]) -> None:
-        """Wait until that is done, as long as `patient` says so."""
+    def wait_for_pruning(self, patient: Callable[[], bool]) -> float:
+        """Wait until that is done, as long as `patient` says so, and return the seconds."""
+        began = time.monotonic()
         while self._pruning and self._pruning.busy and patient():
             self._pruning.wait(_ASKED_EVERY)
+        return time.monotonic() - began
 
-    def _prepare(self, step: int, directory: CheckpointDirectory) -> tuple[Path, int]:
-        if self._pruning:
-            self._pruning.finish()
-        return directory.prepare(step)
+    def _make_directory(self, step: int, copies: HostCopies | None) -> _Tried[tuple[Path, int]]:
+        """Rank 0's first part. `copies`: to be finished before, for the program waits for them, and not for the disk."""
+        if copies:
+            copies.finish()
+        directory = self._directory
+
+        def make() -> tuple[Path, int]:
+            assert directory
+            if self._pruning:
+                self._pruning.finish()
+            return directory.prepare(step)
+
+        return _tried(make if directory else None, "cannot make its directory")
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record that the program came to its end. Raises CheckpointError on all ranks where that fails."""
@@ -259,19 +226,15 @@ class Store:
         sharding.refuse_spread({"per_rank": own["state"], **({} if self._sharded else {"state": common})})
         return common, own
 
-    def _write_shares(
-        self, path: Path, began: float, *, copy: bool
-    ) -> Steps[tuple[dict[str, Written], float]]:
+    def _gather_shares(
+        self, ended: tuple[dict[str, Written], Exception | None, float], failure: Exception | None, taken: float
+    ) -> tuple[dict[str, Written], float]:
         """Every rank's files, written side by side, and the seconds that the slowest rank took for it.
 
-        Raises as `save` does, CheckpointError for a disk's refusal.
+        Of this rank: how its writing has `ended`, what went wrong before, and the seconds for that. Raises as
+        `begin_save` says, CheckpointError for a disk's refusal.
         """
-        contents, failure = self._contents(copy=copy)
-        taken = time.monotonic() - began
-        copies = self._copies if copy else None
-        written, refusal, seconds = yield functools.partial(
-            _write_files, path, contents, self._compress, copies
-        )
+        written, refusal, seconds = ended
         # What a part of the program's own could not write, it did not write to our volume.
         told = Problem(in_words(failure)) if failure else Problem.of(refusal) if refusal else None
         failure = failure or refusal
@@ -349,28 +312,33 @@ class Store:
         )
         return Loaded(manifest.step, manifest.time, manifest.attempt, borrowed, manifest.extras)
 
-    def _pass_over(self, entry: Entry, problem: str) -> None:
+    def _pass_over(self, entry: Entry, flaw: Flaw) -> None:
         if self._directory:
-            self._directory.pass_over(entry)
-        self.passed_over.append(PassedOver(entry.name, problem))
+            self._directory.pass_over(entry, damaged=flaw.damaged)
+        self.passed_over.append(PassedOver(entry.name, flaw.words))
         if self._ranks.rank == 0:
-            facts = {"event": "passed-over", "checkpoint": entry.name, "reason": problem}
-            log.warning("passed over %s: %s", entry.name, problem, extra=facts)
+            facts = {"event": "passed-over", "checkpoint": entry.name, "reason": flaw.words}
+            log.warning("passed over %s: %s", entry.name, flaw.words, extra=facts)
 
 
 def _by_first(ranks: Ranks, work: Callable[[], T] | None, trouble: str) -> T:
     """Let rank 0 do something (others give None); all get its result, or all raise CheckpointError."""
-    results: list[T] = []
-    problem: Problem | None = None
-    cause: Exception | None = None
-    if work:
-        try:
-            results = [work()]
-        except (OSError, DamagedError) as error:
-            cause, problem = error, Problem.of(error, f"{trouble}: ")
-    results, problem = ranks.from_first((results, problem))
+    return _agreed(ranks, _tried(work, trouble))
+
+
+def _tried(work: Callable[[], T] | None, trouble: str) -> _Tried[T]:
+    """The result, if there is work, or what was wrong and the exception that said so."""
+    try:
+        return [work()] if work else [], None, None
+    except (OSError, DamagedError) as error:
+        return [], Problem.of(error, f"{trouble}: "), error
+
+
+def _agreed(ranks: Ranks, tried: _Tried[T]) -> T:
+    """What rank 0 has tried, on all ranks. Raises CheckpointError on all where that failed."""
+    results, problem = ranks.from_first(tried[:2])
     if problem:
-        raise problem.error() from cause
+        raise problem.error() from tried[2]
     return results[0]
 
 
@@ -403,8 +371,8 @@ def _one_step(work: Callable[[], T]) -> Steps[T]:
     return result
 
 
-def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None, str | None]:
+def _manifest_of(entry: Entry, _: CheckpointDirectory) -> tuple[Manifest | None, Flaw | None]:
     try:
         return read_manifest(entry), None
     except (DamagedError, OSError) as error:
-        return None, in_words(error)
+        return None, Flaw.of(error)

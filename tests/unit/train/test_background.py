@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from spot_training.train import CheckpointError, PeerLostError, Preempted, Training, files
+from spot_training.train import CheckpointError, PeerLostError, Preempted, Training, checkpoint, files
 from spot_training.train.directory import Keep
+from spot_training.train.signals import Told
 from spot_training.train.store import Place, Store
 from tests.unit.train.programs import Surroundings, Weights, fence
 
@@ -435,3 +437,35 @@ def test_a_rank_that_cannot_take_its_state_ends_the_others_as_their_lost_peer(tm
     assert "rank 1 could not take its state: the sampler has no state" in str(first)
     assert isinstance(second, LookupError), second
     assert list(tmp_path.glob("*/step-*/manifest.json")) == []
+
+
+def test_ranks_of_which_one_waits_for_a_disk_that_hangs_leave_together(
+    surroundings: Surroundings, disk: Disk
+) -> None:
+    surroundings.monkeypatch.setenv("SPOT_GRACE_SECONDS", "3")
+    surroundings.attempt(1)
+
+    def program(ranks: ThreadRanks) -> str:
+        surroundings.monkeypatch.setattr(checkpoint, "find_ranks", lambda _: _ranks[threading.get_ident()])
+        _ranks[threading.get_ident()] = ranks
+        ranks.part()
+        training = Training({"weights": Weights()}, background=True)
+        training.load()
+        ranks.part()
+        training.step = 5
+        if ranks.rank == 0:
+            disk.held.add(SAVER)
+        ranks.part()
+        training.save()
+        assert disk.waiting.wait(SECONDS)
+        if ranks.rank == 1:
+            training._signals.told = Told("SIGTERM", time.monotonic())
+        try:
+            training.step_done()
+        except Preempted:
+            return "left"
+        return "went on"
+
+    _ranks: dict[int, ThreadRanks] = {}
+    assert _run_ranks(2, program) == ["left", "left"]
+    assert surroundings.report()["reason"] == "Preempted"

@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -288,3 +289,27 @@ def test_a_save_is_told_before_old_checkpoints_are_removed(
     save_steps(training, weights, 20)
     assert told == [20]
     assert surroundings.steps(1) == [20], "and where saves are not in the background, they are gone then"
+
+
+def test_the_next_save_waits_until_old_checkpoints_are_gone(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is to be room for one more than are kept."""
+    training = surroundings.open(1, Weights(), keep=1, background=True)
+    save_steps(training, Weights(), 10)
+    remove, may = shutil.rmtree, threading.Event()
+
+    def hold(*arguments: Any, **options: Any) -> None:
+        assert may.wait(60)
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", hold)
+    save_steps(training, Weights(), 20)
+    training.step = 30
+    save = training.save()
+    assert surroundings.path(1, 10).exists()
+    assert not surroundings.path(1, 30).exists()
+    may.set()
+    save.wait()
+    training.close()
+    assert surroundings.steps(1) == [30]
