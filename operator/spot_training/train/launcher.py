@@ -104,7 +104,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(command: list[str], passed_on: Mapping[int, int]) -> tuple[int, bool]:
     """Run the command as a child until it ends: its exit code, and whether it was told to stop.
 
-    `passed_on` says which signals the child gets, and as which.
+    `passed_on` says which signals the child gets, and as which; of those that tell it to stop, only the first: a second
+    KeyboardInterrupt would come in the middle of the save that the first has begun.
 
     Signals are not handled but blocked and waited for: a blocked one is kept, for PID 1 too, so that there is no
     instant at which one is lost, or comes before there is a child to pass it on to.
@@ -119,7 +120,7 @@ def _run(command: list[str], passed_on: Mapping[int, int]) -> tuple[int, bool]:
         log.error("cannot start %s: %s", command[0], error, extra={"event": "not-started"})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return EXIT_NOT_STARTED, False
-    told = False
+    told = stopped = False
     while True:
         came = signal.sigwaitinfo(waited)
         if came.si_signo == signal.SIGCHLD:
@@ -128,8 +129,11 @@ def _run(command: list[str], passed_on: Mapping[int, int]) -> tuple[int, bool]:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return code, told
             continue
-        told = told or came.si_signo in SIGNALS
-        if came.si_code <= 0:  # of a process; what the terminal sends, it sends to the child as well
+        stop = came.si_signo in SIGNALS
+        told = told or stop
+        # Of a process: what the terminal sends, it sends to the child as well.
+        if came.si_code <= 0 and not (stop and stopped):
+            stopped = stopped or stop
             os.kill(child, passed_on[came.si_signo])
 
 

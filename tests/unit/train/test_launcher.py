@@ -40,6 +40,17 @@ try:
 except KeyboardInterrupt:
     print("saved", flush=True)
 """
+SAVING = """
+import signal, sys, time
+signal.signal(signal.SIGUSR1, lambda number, frame: print("heard", flush=True))
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("saving", flush=True)
+    sys.stdin.readline()
+    print("saved", flush=True)
+"""
 DEAF = """
 import signal, sys
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -152,6 +163,24 @@ def test_sigterm_can_be_made_a_keyboard_interrupt(launch: Launch, surroundings: 
     program.read_until("ready")
     program.signal(SIGTERM)
     assert program.end()[:2] == (143, "saved\n"), "it ended with 0, but because it was told"
+    assert surroundings.report() == {"reason": "Preempted"}
+
+
+@pytest.mark.parametrize("option", [("--interrupt",), ()])
+def test_more_signals_do_not_break_the_save_that_the_first_has_begun(
+    launch: Launch, surroundings: Surroundings, option: tuple[str, ...]
+) -> None:
+    program = launch(SAVING, options=option, stdin=subprocess.PIPE)
+    program.read_until("ready")
+    program.signal(SIGTERM if option else SIGINT)
+    program.read_until("saving")
+    for number in (SIGTERM, SIGINT, SIGTERM):
+        program.signal(number)
+    program.signal(signal.SIGUSR1)  # others are passed on
+    program.read_until("heard")
+    assert program.process.stdin is not None
+    program.process.stdin.write("go on\n")
+    assert program.end()[:2] == (143, "saved\n")
     assert surroundings.report() == {"reason": "Preempted"}
 
 
