@@ -152,6 +152,14 @@ class CheckedFile(io.RawIOBase):
             self._ahead.used(len(target))
 
 
+def read(file: BinaryIO, expected: Written) -> bytes:
+    """All of an open file. Raises DamagedError where it is not what was written."""
+    with CheckedFile(file, expected) as checked:
+        content = checked.read()
+        checked.finish()
+    return content
+
+
 def verify(file: BinaryIO, expected: Written) -> None:
     """Read an open file through and compare. Raises DamagedError with the difference."""
     with CheckedFile(file, expected) as checked:

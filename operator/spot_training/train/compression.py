@@ -62,11 +62,6 @@ class Compressing:
         self._sink.write(self._compressor.flush())
 
 
-def is_compressed(name: str) -> bool:
-    """Whether a file of this name is."""
-    return name.endswith(tuple(SUFFIXES.values()))
-
-
 def expanded(file: BinaryIO, name: str) -> BinaryIO:
     """The file's content as it was before it was compressed, in memory; the file itself where it is not."""
     if name.endswith(SUFFIXES["gzip"]):

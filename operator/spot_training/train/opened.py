@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -12,7 +13,6 @@ from spot_training.train.patience import patiently
 from spot_training.train.problem import in_words
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Mapping
 
     from spot_training.train.manifest import Entry, Manifest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spot_training.train.sharding import Spread
 
 _COMMON: Final = "state"
-_CONTENTS: Final = sharding.CONTENTS.partition(".")[0]
+_SPREAD: Final = sharding.CONTENTS.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def open_share(
     verified: `stack` keeps them open.
     """
     opened: dict[str, BinaryIO] = {}
+    spread: list[bytes] = []
     contents: dict[str, dict[str, Any]] = {}
     needed = {_COMMON, _own(ranks.rank), sharding.stem(ranks.rank)}
     flaw = None
@@ -56,6 +57,8 @@ def open_share(
         file = stack.enter_context((entry.path / name).open("rb"))
         if stem in needed:
             contents[stem] = state.read_verified(file, manifest.files[name])
+        elif stem == _SPREAD:
+            spread.append(checked.read(file, manifest.files[name]))
         else:
             checked.verify(file, manifest.files[name])
             opened[stem] = file
@@ -69,7 +72,7 @@ def open_share(
             flaw = Flaw(f"has no file of {_COMMON}")
     except (DamagedError, OSError, ValueError) as error:
         flaw = Flaw.of(error)
-    return Opened(entry, manifest, ranks.rank, opened, contents), flaw
+    return Opened(entry, manifest, ranks.rank, opened, contents, spread), flaw
 
 
 class Opened:
@@ -82,17 +85,19 @@ class Opened:
         rank: int,
         opened: Mapping[str, BinaryIO],
         contents: Mapping[str, dict[str, Any]],
+        spread: list[bytes],
     ) -> None:
         self._entry = entry
         self._manifest = manifest
         self._rank = rank
         self._opened = opened
         self._contents = contents
+        self._spread = spread
 
     @property
     def is_sharded(self) -> bool:
         """Whether it has spread tensors."""
-        return _CONTENTS in self._opened
+        return bool(self._spread)
 
     def common(self) -> dict[str, Any]:
         """What all ranks have alike."""
@@ -104,21 +109,22 @@ class Opened:
 
     def spread(self) -> list[Spread]:
         """Where the parts of the spread tensors are."""
-        return sharding.decode(self._opened[_CONTENTS].read()) if self.is_sharded else []
+        return sharding.decode(self._spread[0]) if self._spread else []
 
     def shard(self, rank: int) -> Mapping[Any, Any]:
         """What `rank` has written of the spread tensors.
 
-        Another rank may have verified that file, perhaps on another machine. Raises DamagedError where this one
-        reads something else: by then, too late for another checkpoint.
+        Another rank may have verified that file, perhaps on another machine, or this one some time ago: what it reads
+        now is checked again. Raises DamagedError where that is something else: by then, too late for another checkpoint.
         """
         stem = sharding.stem(rank)
         if stem in self._contents:
             return self._contents[stem]
-        if file := self._opened.get(stem):
-            return state.read(file, file.name)
         name = next(name for name in self._manifest.files if name.startswith(f"{stem}."))
-        with (self._entry.path / name).open("rb") as file:
+        return patiently(functools.partial(self._read, name, self._opened.get(stem)))
+
+    def _read(self, name: str, opened: BinaryIO | None) -> dict[str, Any]:
+        with contextlib.nullcontext(opened) if opened else (self._entry.path / name).open("rb") as file:
             return state.read_verified(file, self._manifest.files[name])
 
 

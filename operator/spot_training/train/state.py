@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
 
 from spot_training.train import compression
-from spot_training.train.checked import CheckedFile, verify
+from spot_training.train.checked import CheckedFile
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink, Written
@@ -174,12 +174,9 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
     """Read states back that are exactly what was written. Raises DamagedError where they are not.
 
-    The file is checked while it is read, and not before: what comes of a damaged one is thrown away, unseen by
-    the program, and whatever goes wrong on the way is then the damage's fault. A compressed one is checked before.
+    The file is checked while it is read, and not before or after: what comes of a damaged one is thrown away, unseen
+    by the program, and whatever goes wrong on the way is then the damage's fault.
     """
-    if compression.is_compressed(file.name):
-        verify(file, expected)
-        return read(file, file.name)
     with CheckedFile(file, expected, ahead=True) as checked:
         try:
             content = read(cast("BinaryIO", checked), file.name)

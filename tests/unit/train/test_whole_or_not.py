@@ -1,16 +1,23 @@
 """Invariant: a checkpoint that is loaded is whole, and what is not is passed over, reported and kept."""
 
+import contextlib
 import errno
+import functools
+import gzip
 import os
 import shutil
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from spot_training.train import CheckpointError, UnsavableStateError, VolumeFullError
+from spot_training.train import CheckpointError, UnsavableStateError, VolumeFullError, files, state
+from spot_training.train.manifest import Entry, Manifest
+from spot_training.train.opened import open_share
+from spot_training.train.ranks import Alone
 from tests.unit.train.programs import Surroundings, Weights, fence, save_steps
 
 
@@ -179,3 +186,41 @@ def test_a_state_that_could_not_be_read_back_is_refused_at_the_start(
     training = Training({"x": (lambda: {"a": [value]}, lambda _: None)})
     with pytest.raises(UnsavableStateError, match=words):
         training.load()
+
+
+def test_what_is_used_of_a_compressed_file_is_what_was_verified(
+    surroundings: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, loaded = Weights(), Weights()
+    save_steps(surroundings.open(1, weights, compress="gzip"), weights, 100)
+    path, read = surroundings.path(1, 100) / "state.json.gz", os.preadv
+    size = path.stat().st_size
+
+    def alter_when_read(descriptor: int, buffers: Any, offset: int) -> int:
+        count = read(descriptor, buffers, offset)
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path) and offset + count == size:
+            path.write_bytes(gzip.compress(b'{"weights": {"drawn": [6.66]}}').ljust(size, b" "))
+        return count
+
+    monkeypatch.setattr(os, "preadv", alter_when_read)
+    assert surroundings.open(2, loaded).load() == 100
+    assert loaded.drawn == [100.0]
+
+
+def test_a_file_that_was_verified_for_all_is_verified_again_by_who_uses_it(tmp_path: Path) -> None:
+    contents = {name: {"of": name} for name in ("state", "rank-00000", "shard-00000", "shard-00001")}
+    entry = Entry(tmp_path, "fence", 7, "")
+    entry.path.mkdir(parents=True)
+    written = {
+        f"{name}.json": files.write_durably(entry.path / f"{name}.json", functools.partial(state.write, content))
+        for name, content in contents.items()
+    }
+    manifest = Manifest("fence", 1, 7, 0.0, 2, {}, written)
+    with contextlib.ExitStack() as stack:
+        opened, flaw = open_share(entry, manifest, Alone(), stack)
+        assert flaw is None
+        path = entry.path / "shard-00001.json"
+        path.write_text(path.read_text().replace("shard-00001", "shard-66666"))
+        assert opened.shard(0) == contents["shard-00000"]
+        with pytest.raises(files.DamagedError, match=r"shard-00001\.json has another content"):
+            opened.shard(1)
