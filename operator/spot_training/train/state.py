@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TORCH_SUFFIX: Final = ".pt"
 JSON_SUFFIX: Final = ".json"
+_TUPLE: Final = "spot.training/tuple"
+"""Stands for a tuple in JSON, which has only lists: the only key of a dict with the items."""
 
 
 @runtime_checkable
@@ -139,7 +141,7 @@ def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None =
             torch.save(dict(content), target)
     else:
         # Not json.dump: it writes in thousands of small pieces.
-        target.write(json.dumps(content).encode())
+        target.write(json.dumps(_marked(content)).encode())
     if isinstance(target, compression.Compressing):
         target.finish()
 
@@ -167,7 +169,7 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
         states = torch.load(content, map_location="cpu", weights_only=True)
     else:
-        states = json.loads(content.read())
+        states = json.loads(content.read(), object_hook=_unmarked)
     return dict(states)
 
 
@@ -185,6 +187,20 @@ def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
             raise checked.refusal or error from error
         checked.finish()
     return content
+
+
+def _marked(value: Any) -> Any:
+    """The same for JSON, with a sign where there was a tuple."""
+    if isinstance(value, (list, tuple)):
+        items = [_marked(item) for item in value]
+        return {_TUPLE: items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping):
+        return {key: _marked(item) for key, item in value.items()}
+    return value
+
+
+def _unmarked(read: dict[str, Any]) -> Any:
+    return tuple(read[_TUPLE]) if read.keys() == {_TUPLE} else read
 
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,6 +235,8 @@ def _convert(value: Any, where: str, torch: Any) -> Any:
             and (strange := next((key for key in value if type(key) is not str), None)) is not None
         ):
             raise UnsavableStateError(f"{where} has the key {strange!r}: JSON knows only strings as keys")
+        if torch is None and _TUPLE in value:
+            raise UnsavableStateError(f"{where} has the key {_TUPLE!r}, which stands for a tuple: name it otherwise")
         converted = kind(
             (_convert(key, where, torch), _convert(item, f"{where}[{key!r}]", torch))
             for key, item in value.items()

@@ -5,6 +5,7 @@ import errno
 import functools
 import gzip
 import os
+import random
 import shutil
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from spot_training.train import CheckpointError, UnsavableStateError, VolumeFullError, files, state
+from spot_training.train import CheckpointError, Training, UnsavableStateError, VolumeFullError, files, state
 from spot_training.train.manifest import Entry, Manifest
 from spot_training.train.opened import open_share
 from spot_training.train.ranks import Alone
@@ -174,14 +175,13 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(surroundings: Surround
         (object(), r"state\['x'\]\['a'\]\[0\] is a builtins\.object"),
         (b"bytes", r"is a builtins\.bytes"),
         ({1: 2}, "has the key 1"),
+        ({"spot.training/tuple": [1]}, "stands for a tuple: name it otherwise"),
         (threading.Lock(), "lock"),
     ],
 )
 def test_a_state_that_could_not_be_read_back_is_refused_at_the_start(
     surroundings: Surroundings, value: object, words: str
 ) -> None:
-    from spot_training.train import Training
-
     surroundings.attempt(1)
     training = Training({"x": (lambda: {"a": [value]}, lambda _: None)})
     with pytest.raises(UnsavableStateError, match=words):
@@ -198,7 +198,7 @@ def test_what_is_used_of_a_compressed_file_is_what_was_verified(
 
     def alter_when_read(descriptor: int, buffers: Any, offset: int) -> int:
         count = read(descriptor, buffers, offset)
-        if os.readlink(f"/proc/self/fd/{descriptor}") == str(path) and offset + count == size:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == path and offset + count == size:
             path.write_bytes(gzip.compress(b'{"weights": {"drawn": [6.66]}}').ljust(size, b" "))
         return count
 
@@ -212,7 +212,9 @@ def test_a_file_that_was_verified_for_all_is_verified_again_by_who_uses_it(tmp_p
     entry = Entry(tmp_path, "fence", 7, "")
     entry.path.mkdir(parents=True)
     written = {
-        f"{name}.json": files.write_durably(entry.path / f"{name}.json", functools.partial(state.write, content))
+        f"{name}.json": files.write_durably(
+            entry.path / f"{name}.json", functools.partial(state.write, content)
+        )
         for name, content in contents.items()
     }
     manifest = Manifest("fence", 1, 7, 0.0, 2, {}, written)
@@ -224,3 +226,20 @@ def test_a_file_that_was_verified_for_all_is_verified_again_by_who_uses_it(tmp_p
         assert opened.shard(0) == contents["shard-00000"]
         with pytest.raises(files.DamagedError, match=r"shard-00001\.json has another content"):
             opened.shard(1)
+
+
+def test_tuples_come_back_as_tuples_also_without_torch(surroundings: Surroundings) -> None:
+    chance, again, took = random.Random(7), random.Random(), list[Any]()
+    value = {"pair": (1, [2.5, (None,)]), "list": [()]}
+    surroundings.attempt(1)
+    parts = {"chance": (chance.getstate, chance.setstate), "value": (lambda: value, took.append)}
+    training = Training(parts)
+    training.extras["shape"] = (3, 4)
+    training.load()
+    training.save().wait()
+    surroundings.attempt(2)
+    training = Training({"chance": (again.getstate, again.setstate), "value": (dict, took.append)})
+    training.load()
+    assert took == [value]
+    assert again.random() == chance.random()
+    assert training.extras == {"shape": [3, 4]}, "facts are JSON's, in the termination message, too"
