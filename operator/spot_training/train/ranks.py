@@ -147,8 +147,9 @@ def find_ranks(world_size: int) -> Ranks:
     if world_size > 1:
         raise RuntimeError(
             f"WORLD_SIZE={world_size}, but torch.distributed is not initialized: call "
-            "torch.distributed.init_process_group(...) before Training(...), or, if the processes are independent "
-            "programs, give each its own directory and WORLD_SIZE=1"
+            "torch.distributed.init_process_group(...) before Training(...). Programs that do not speak with each "
+            "other through it cannot save together: make each a job of its own, with replicas: 1 (outside the "
+            "operator, start each with WORLD_SIZE=1 and a directory of its own)"
         )
     return Alone()
 

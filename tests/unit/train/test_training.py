@@ -232,7 +232,11 @@ def test_the_users_own_error_is_told_with_its_class(surroundings: Surroundings) 
         ({}, {"SPOT_FENCE": "../x"}, "the fence '../x' cannot name a directory"),
         ({}, {"SPOT_GRACE_SECONDS": "soon"}, "SPOT_GRACE_SECONDS='soon' is no number of seconds"),
         ({}, {"SPOT_ATTEMPT": "-1"}, "SPOT_ATTEMPT='-1' is no whole number"),
-        ({}, {"WORLD_SIZE": "2"}, r"WORLD_SIZE=2, but torch\.distributed is not initialized"),
+        (
+            {},
+            {"WORLD_SIZE": "2"},
+            r"WORLD_SIZE=2, but torch\.distributed is not .* a job of its own, with replicas: 1",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(
