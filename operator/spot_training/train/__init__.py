@@ -10,14 +10,15 @@ It needs the standard library, and torch where the program itself uses it. `Trai
 """
 
 from spot_training.train.checkpoint import Training
+from spot_training.train.outcome import PassedOver, Save
 from spot_training.train.problem import CheckpointError, VolumeFullError
 from spot_training.train.ranks import PeerLostError
 from spot_training.train.signals import Preempted
-from spot_training.train.state import UnsavableStateError
-from spot_training.train.outcome import PassedOver, Save
+from spot_training.train.state import Files, UnsavableStateError
 
 __all__ = [
     "CheckpointError",
+    "Files",
     "PassedOver",
     "PeerLostError",
     "Preempted",

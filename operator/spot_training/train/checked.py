@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from spot_training.train import checksum, pages
 from spot_training.train.ahead import ReadAhead
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spot_training.train.files import Written
+
+T = TypeVar("T")
 
 _READERS: Final = min(4, os.cpu_count() or 1)
 _APART: Final = 2
@@ -152,12 +154,25 @@ class CheckedFile(io.RawIOBase):
             self._ahead.used(len(target))
 
 
+def use(file: BinaryIO, expected: Written, reader: Callable[[BinaryIO], T]) -> T:
+    """What `reader` makes of an open file that is exactly what was written. Raises DamagedError where it is not.
+
+    The file is checked while it is read, and not before or after: what comes of a damaged one is thrown away, unseen
+    by the program, and whatever goes wrong on the way is then the damage's fault.
+    """
+    with CheckedFile(file, expected, ahead=True) as content:
+        try:
+            made = reader(cast("BinaryIO", content))
+        except Exception as error:
+            content.finish()
+            raise content.refusal or error from error
+        content.finish()
+    return made
+
+
 def read(file: BinaryIO, expected: Written) -> bytes:
     """All of an open file. Raises DamagedError where it is not what was written."""
-    with CheckedFile(file, expected) as checked:
-        content = checked.read()
-        checked.finish()
-    return content
+    return use(file, expected, lambda content: content.read())
 
 
 def verify(file: BinaryIO, expected: Written) -> None:

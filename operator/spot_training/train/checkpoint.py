@@ -33,15 +33,15 @@ from spot_training.train.background import end_within
 from spot_training.train.compression import check as check_compression
 from spot_training.train.directory import Keep
 from spot_training.train.environment import Settings
+from spot_training.train.outcome import PassedOver, Save
 from spot_training.train.ranks import find_ranks
 from spot_training.train.report import TerminationLog, log
 from spot_training.train.signals import EXIT_PREEMPTED, Preempted, StopSignals
 from spot_training.train.snapshot import overlapped_in
 from spot_training.train.state import check_parts, portable_extras
 from spot_training.train.stopping import Agreement
-from spot_training.train.telling import Teller
-from spot_training.train.outcome import PassedOver, Save
 from spot_training.train.store import Place, Store
+from spot_training.train.telling import Teller
 
 if TYPE_CHECKING:
     import os
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from spot_training.train.background import Background
     from spot_training.train.outcome import Saved
-    from spot_training.train.state import Part
+    from spot_training.train.state import Files, Part
 
 _DEFAULT_SAVE_SECONDS: Final = 600.0
 _ASKED_EVERY: Final = 1.0
@@ -59,11 +59,11 @@ _ASKED_EVERY: Final = 1.0
 class Training:
     """A training program that can be interrupted at any time.
 
-    `state` names what the program is made of: objects with ``state_dict`` and ``load_state_dict``, or pairs
-    (get, set); alike on all ranks, so rank 0 saves it. `per_rank` names what differs from rank to rank, such as a
+    `state` names what the program is made of: objects with ``state_dict`` and ``load_state_dict``, pairs (get, set), or
+    `Files`; alike on all ranks, so rank 0 saves it. `per_rank` names what differs from rank to rank, such as a
     sampler. The random number generators of Python, NumPy and torch are saved without being named, and small
     facts in the dict `extras` (JSON: epoch, loss) go into checkpoints and the termination message. `passed_over`
-    lists the checkpoints that `load` found damaged; they are kept to be looked at.
+    lists the checkpoints that `load` could not use; they are kept to be looked at.
 
     `total_steps` None is a program that calls `complete` itself. Saves come every `save_every_steps` steps and
     `save_every_seconds` seconds (else as the operator says, else, with neither, every ten minutes); the newest
@@ -86,10 +86,10 @@ class Training:
 
     def __init__(
         self,
-        state: Mapping[str, Part],
+        state: Mapping[str, Part | Files],
         *,
         total_steps: int | None = None,
-        per_rank: Mapping[str, Part] | None = None,
+        per_rank: Mapping[str, Part | Files] | None = None,
         directory: str | os.PathLike[str] | None = None,
         save_every_steps: int | None = None,
         save_every_seconds: float | None = None,

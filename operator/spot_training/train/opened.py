@@ -7,18 +7,21 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from spot_training.train import checked, sharding, state
+from spot_training.train import checked, filed, sharding, state
 from spot_training.train.files import DamagedError
 from spot_training.train.patience import patiently
 from spot_training.train.problem import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from spot_training.train.manifest import Entry, Manifest
     from spot_training.train.ranks import Ranks
     from spot_training.train.sharding import Spread
 
+FILES: Final = "files"
+"""The name, without its suffix, of the file that holds the files of parts which all ranks have alike."""
 _COMMON: Final = "state"
 _SPREAD: Final = sharding.CONTENTS.partition(".")[0]
 
@@ -50,6 +53,8 @@ def open_share(
     spread: list[bytes] = []
     contents: dict[str, dict[str, Any]] = {}
     needed = {_COMMON, _own(ranks.rank), sharding.stem(ranks.rank)}
+    needed_files = {FILES, own_files(ranks.rank)}
+    unpacked: dict[str, Path] = {}
     flaw = None
 
     def read(name: str) -> None:
@@ -57,6 +62,8 @@ def open_share(
         file = stack.enter_context((entry.path / name).open("rb"))
         if stem in needed:
             contents[stem] = state.read_verified(file, manifest.files[name])
+        elif stem in needed_files:
+            unpacked[stem] = filed.unpack(file, manifest.files[name], stack)
         elif stem == _SPREAD:
             spread.append(checked.read(file, manifest.files[name]))
         else:
@@ -72,7 +79,7 @@ def open_share(
             flaw = Flaw(f"has no file of {_COMMON}")
     except (DamagedError, OSError, ValueError) as error:
         flaw = Flaw.of(error)
-    return Opened(entry, manifest, ranks.rank, opened, contents, spread), flaw
+    return Opened(entry, manifest, ranks.rank, opened, contents, spread, unpacked), flaw
 
 
 class Opened:
@@ -86,6 +93,7 @@ class Opened:
         opened: Mapping[str, BinaryIO],
         contents: Mapping[str, dict[str, Any]],
         spread: list[bytes],
+        unpacked: Mapping[str, Path],
     ) -> None:
         self._entry = entry
         self._manifest = manifest
@@ -93,6 +101,7 @@ class Opened:
         self._opened = opened
         self._contents = contents
         self._spread = spread
+        self._unpacked = unpacked
 
     @property
     def is_sharded(self) -> bool:
@@ -107,6 +116,14 @@ class Opened:
         """What this rank had of its own; None where there was no such rank."""
         return self._contents.get(_own(self._rank))
 
+    def files(self) -> Path | None:
+        """Where the files are unpacked that parts have written which all ranks have alike."""
+        return self._unpacked.get(FILES)
+
+    def files_of_own(self) -> Path | None:
+        """Where those are that this rank's own parts have written."""
+        return self._unpacked.get(own_files(self._rank))
+
     def spread(self) -> list[Spread]:
         """Where the parts of the spread tensors are."""
         return sharding.decode(self._spread[0]) if self._spread else []
@@ -115,7 +132,7 @@ class Opened:
         """What `rank` has written of the spread tensors.
 
         Another rank may have verified that file, perhaps on another machine, or this one some time ago: what it reads
-        now is checked again. Raises DamagedError where that is something else: by then, too late for another checkpoint.
+        now is checked again. Raises DamagedError where that is something else: too late then for another checkpoint.
         """
         stem = sharding.stem(rank)
         if stem in self._contents:
@@ -126,6 +143,11 @@ class Opened:
     def _read(self, name: str, opened: BinaryIO | None) -> dict[str, Any]:
         with contextlib.nullcontext(opened) if opened else (self._entry.path / name).open("rb") as file:
             return state.read_verified(file, self._manifest.files[name])
+
+
+def own_files(rank: int) -> str:
+    """The name, without its suffix, of the file that holds the files of a rank's own parts."""
+    return f"{FILES}-{rank:05d}"
 
 
 def _own(rank: int) -> str:

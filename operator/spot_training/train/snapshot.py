@@ -35,7 +35,7 @@ class ChangedMeanwhileError(Exception):
     """A tensor that was to be copied beside the program's next step was changed by something else than that step."""
 
 
-def overlapped_in(parts: Mapping[str, Part], *, background: bool) -> dict[str, Part]:
+def overlapped_in(parts: Mapping[str, Any], *, background: bool) -> dict[str, Part]:
     """The optimizers whose tensors are copied later. Raises ValueError where a program cannot mean that."""
     if not background:
         raise ValueError("overlapped=True is for saves in the background: give background=True, too")

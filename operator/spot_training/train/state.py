@@ -15,11 +15,11 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, runtime_checkable
 
-from spot_training.train import compression
-from spot_training.train.checked import CheckedFile
+from spot_training.train import checked, compression
 
 if TYPE_CHECKING:
     from spot_training.train.files import Sink, Written
@@ -45,18 +45,30 @@ Part = Stateful | tuple[Callable[[], Any], Callable[[Any], object]]
 """A named part of the program's state: an object with a state, or (get, set)."""
 
 
+@dataclass(frozen=True)
+class Files:
+    """A named part of the program's state that is files: ``save(directory)`` writes, ``load(directory)`` reads them.
+
+    The directory, a `Path`, is there while they run, where the system keeps temporary files (``TMPDIR``). Files and
+    directories in it are saved, not their modes and times; no links.
+    """
+
+    save: Callable[[Path], object]
+    load: Callable[[Path], object]
+
+
 class UnsavableStateError(TypeError):
     """A value in the program's state could not be read back from a checkpoint."""
 
 
-def check_parts(parts: Mapping[str, Part], argument: str) -> dict[str, Part]:
+def check_parts(parts: Mapping[str, Part | Files], argument: str) -> dict[str, Part | Files]:
     """The parts, if each is one. Raises TypeError that names the one that is not."""
     for name, part in parts.items():
         pair = isinstance(part, tuple) and len(part) == 2 and all(callable(function) for function in part)
-        if not isinstance(name, str) or not (pair or isinstance(part, Stateful)):
+        if not isinstance(name, str) or not (pair or isinstance(part, (Files, Stateful))):
             raise TypeError(
                 f"{argument}[{name!r}] is a {type(part).__name__}: give an object with state_dict and "
-                "load_state_dict, or a pair of functions (get, set)"
+                "load_state_dict, a pair of functions (get, set), or Files(save, load)"
             )
     return dict(parts)
 
@@ -128,13 +140,20 @@ def suffix(compress: str | None = None) -> str:
     return kind + (compression.SUFFIXES[compress] if compress else "")
 
 
-def write(content: Mapping[Any, Any] | bytes, sink: Sink, compress: str | None = None) -> None:
-    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed."""
+def write(
+    content: Mapping[Any, Any] | bytes | Callable[[Sink], None], sink: Sink, compress: str | None = None
+) -> None:
+    """Write captured states in the format that `suffix` says; bytes as they are, and never compressed.
+
+    What can be called writes by itself.
+    """
     if isinstance(content, bytes):
         sink.write(content)
         return
     target = compression.Compressing(sink, compress) if compress else sink
-    if "torch" in sys.modules:
+    if callable(content):
+        content(target)
+    elif "torch" in sys.modules:
         import torch
 
         with _without_checksums(torch):
@@ -174,19 +193,8 @@ def read(file: BinaryIO, name: str) -> dict[str, Any]:
 
 
 def read_verified(file: BinaryIO, expected: Written) -> dict[str, Any]:
-    """Read states back that are exactly what was written. Raises DamagedError where they are not.
-
-    The file is checked while it is read, and not before or after: what comes of a damaged one is thrown away, unseen
-    by the program, and whatever goes wrong on the way is then the damage's fault.
-    """
-    with CheckedFile(file, expected, ahead=True) as checked:
-        try:
-            content = read(cast("BinaryIO", checked), file.name)
-        except Exception as error:
-            checked.finish()
-            raise checked.refusal or error from error
-        checked.finish()
-    return content
+    """Read states back that are exactly what was written. Raises DamagedError where they are not."""
+    return checked.use(file, expected, lambda content: read(content, file.name))
 
 
 def _marked(value: Any) -> Any:
@@ -205,8 +213,8 @@ def _unmarked(read: dict[str, Any]) -> Any:
 
 def portable_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
     """The user's extras as JSON can hold them. Raises UnsavableStateError, which names the value."""
-    checked = _convert(dict(extras), "extras", torch=None)
-    return dict(checked)
+    converted = _convert(dict(extras), "extras", torch=None)
+    return dict(converted)
 
 
 def _unwrap(part: Stateful) -> Stateful:
@@ -236,7 +244,9 @@ def _convert(value: Any, where: str, torch: Any) -> Any:
         ):
             raise UnsavableStateError(f"{where} has the key {strange!r}: JSON knows only strings as keys")
         if torch is None and _TUPLE in value:
-            raise UnsavableStateError(f"{where} has the key {_TUPLE!r}, which stands for a tuple: name it otherwise")
+            raise UnsavableStateError(
+                f"{where} has the key {_TUPLE!r}, which stands for a tuple: name it otherwise"
+            )
         converted = kind(
             (_convert(key, where, torch), _convert(item, f"{where}[{key!r}]", torch))
             for key, item in value.items()

@@ -15,15 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from spot_training.train import files, sharding, state
+from spot_training.train import filed, files, sharding, state
 from spot_training.train.background import Background
 from spot_training.train.directory import CheckpointDirectory, Keep
 from spot_training.train.fence import attempt_number
+from spot_training.train.filed import Packing
 from spot_training.train.files import DamagedError, Written
 from spot_training.train.manifest import Entry, Manifest, read_manifest
 from spot_training.train.named import name_parts, spread_parts
+from spot_training.train.opened import FILES, Flaw, Opened, open_share, own_files
 from spot_training.train.outcome import Loaded, PassedOver, Saved
-from spot_training.train.opened import Flaw, Opened, open_share
 from spot_training.train.patience import patiently
 from spot_training.train.problem import CheckpointError, Problem, in_words
 from spot_training.train.ranks import PeerLostError
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from spot_training.train.background import Steps
     from spot_training.train.ranks import Ranks
-    from spot_training.train.state import Part
+    from spot_training.train.state import Files, Part
 
 T = TypeVar("T")
 _Tried = tuple[list[T], Problem | None, Exception | None]
@@ -62,17 +63,18 @@ class Store:
         self,
         place: Place,
         ranks: Ranks,
-        parts: Mapping[str, Part],
-        per_rank: Mapping[str, Part],
+        state_parts: Mapping[str, Part | Files],
+        per_rank: Mapping[str, Part | Files],
         keep: Keep,
         sharded: bool | None = None,
         compress: str | None = None,
         overlapped: Mapping[str, Any] | None = None,
     ) -> None:
         self._ranks = ranks
+        parts, self._files = filed.split(state_parts)
         self._parts = name_parts(parts)
         self._plain = parts
-        self._per_rank = per_rank
+        self._per_rank, self._own_files = filed.split(per_rank)
         # Of a state that is spread over the ranks all must take their share together; any other, rank 0 takes alone.
         self._sharded = bool(spread_parts(parts)) if sharded is None else sharded
         self._sharding = Sharding(ranks, compress)
@@ -141,12 +143,13 @@ class Store:
         began, at = time.monotonic(), time.time()
         manifest: Manifest | None = None
         problem: Problem | None = None
+        held: list[Packing] = []
         try:
             copies = self._copies if copy else None
             # Beside the program, several ranks would need one more of its steps to hear of a directory made later.
             made = self._make_directory(step, None) if copy and self._ranks.size > 1 else None
             place = _agreed(self._ranks, made) if made else None
-            contents, failure = self._contents(copy=copy)
+            contents, failure = self._contents(held, copy=copy)
             taken = time.monotonic() - began
             if not place:
                 place = _agreed(self._ranks, (yield functools.partial(self._make_directory, step, copies)))
@@ -157,6 +160,9 @@ class Store:
             manifest = Manifest(self.fence, self.attempt, step, at, size, extras, stored, edition)
         except CheckpointError as error:
             problem, seconds = Problem.of(error), time.monotonic() - began
+        finally:
+            for packing in held:
+                packing.close()
         ended = yield functools.partial(self._conclude, step, manifest, problem)
         problem, last_seconds, at = self._ranks.from_first((*ended, at))
         return Saved(step, seconds + last_seconds, at, problem)
@@ -173,7 +179,9 @@ class Store:
                 except OSError as error:
                     problem = Problem.of(error, "cannot write its manifest: ")
             if problem:
-                with contextlib.suppress(OSError):  # of a disk that is gone; the next save of this step tries again
+                with contextlib.suppress(
+                    OSError
+                ):  # of a disk that is gone; the next save of this step tries again
                     self._directory.discard(step)
         return problem, time.monotonic() - began
 
@@ -191,18 +199,13 @@ class Store:
         return time.monotonic() - began
 
     def _make_directory(self, step: int, copies: HostCopies | None) -> _Tried[tuple[Path, int]]:
-        """Rank 0's first part. `copies`: to be finished before, for the program waits for them, and not for the disk."""
+        """Rank 0's first part. `copies`: to be finished before; for them the program waits, and not for the disk."""
         if copies:
             copies.finish()
-        directory = self._directory
-
-        def make() -> tuple[Path, int]:
-            assert directory
-            if self._pruning:
-                self._pruning.finish()
-            return directory.prepare(step)
-
-        return _tried(make if directory else None, "cannot make its directory")
+        if self._pruning:
+            self._pruning.finish()
+        prepare = functools.partial(self._directory.prepare, step) if self._directory else None
+        return _tried(prepare, "cannot make its directory")
 
     def complete(self, record: dict[str, Any]) -> None:
         """Record that the program came to its end. Raises CheckpointError on all ranks where that fails."""
@@ -227,7 +230,10 @@ class Store:
         return common, own
 
     def _gather_shares(
-        self, ended: tuple[dict[str, Written], Exception | None, float], failure: Exception | None, taken: float
+        self,
+        ended: tuple[dict[str, Written], Exception | None, float],
+        failure: Exception | None,
+        taken: float,
     ) -> tuple[dict[str, Written], float]:
         """Every rank's files, written side by side, and the seconds that the slowest rank took for it.
 
@@ -250,8 +256,11 @@ class Store:
         files_of_all = {name: file for share, *_ in shares for name, file in share.items()}
         return files_of_all, max(share[3] for share in shares)
 
-    def _contents(self, *, copy: bool) -> tuple[dict[str, Any], Exception | None]:
-        """What this rank writes, by file name, and what went wrong, of which the peers must hear first."""
+    def _contents(self, held: list[Packing], *, copy: bool) -> tuple[dict[str, Any], Exception | None]:
+        """What this rank writes, by file name, and what went wrong, of which the peers must hear first.
+
+        `held` gets what is to be closed when all is written.
+        """
         contents: dict[str, Any] = {}
         try:
             common, own = self._capture()
@@ -268,7 +277,16 @@ class Store:
         try:
             if self._sharded:
                 contents.update(self._sharding.share())
-            return (self._copies.take(contents) if copy else contents), None
+            contents = self._copies.take(contents) if copy else contents
+            common_files = self._files if self._ranks.rank == 0 else {}
+            for stem, parts, argument in (
+                (FILES, common_files, "state"),
+                (own_files(self._ranks.rank), self._own_files, "per_rank"),
+            ):
+                if parts:
+                    held.append(Packing(parts, argument))
+                    contents[stem + filed.suffix(self._compress)] = held[-1].write
+            return contents, None
         except Exception as error:
             return {}, error
 
@@ -289,14 +307,16 @@ class Store:
         if self._sharded or opened.is_sharded:
             parts, common = sharding.load(self._plain, common, opened.spread(), opened.shard)
         state.restore(parts, common)
-        own = opened.own()
+        filed.restore(self._files, opened.files())
+        own, mine = opened.own(), [*self._per_rank, *self._own_files]
         if own:
             state.restore(self._per_rank, own["state"])
+            filed.restore(self._own_files, opened.files_of_own())
             state.restore_random(own["random"])
-        elif self._per_rank:
+        elif mine:
             raise CheckpointError(
                 f"the checkpoint was saved by {manifest.world_size} ranks and there are {self._ranks.size} now: the "
-                f"state that each rank has of its own ({', '.join(self._per_rank)}) cannot be shared out anew"
+                f"state that each rank has of its own ({', '.join(mine)}) cannot be shared out anew"
             )
         if manifest.world_size != self._ranks.size and self._ranks.rank == 0:
             log.warning(
