@@ -13,7 +13,7 @@ from spot_training.train.files import DamagedError
 from spot_training.train.helpers import Helpers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from spot_training.train.files import Written
 
@@ -29,7 +29,7 @@ class CheckedFile(io.RawIOBase):
 
     Several threads read where much is asked for. What has been read may only be used when `finish` has found all of it
     to be what was written. Raises DamagedError at once where the length differs, and where a block changes.
-    `ahead`: it is going to be read from its start on, with other work in between.
+    `ahead`: all of it is going to be read, with other work in between.
     """
 
     def __init__(self, file: BinaryIO, expected: Written, *, ahead: bool = False) -> None:
@@ -55,6 +55,11 @@ class CheckedFile(io.RawIOBase):
             self._ahead.close()
         self._helpers.close()
         super().close()
+
+    def expect(self, parts: Iterable[tuple[int, int]]) -> None:
+        """Say in which order it is going to be read: (start, end) of each part, in bytes. Only before it is read."""
+        if self._ahead:
+            self._ahead.start(parts)
 
     def finish(self) -> None:
         """Read what has not been asked for, and compare the whole. Raises DamagedError."""
@@ -141,6 +146,8 @@ class CheckedFile(io.RawIOBase):
         self._helpers.share(read, readers)
 
     def _read(self, block: int, target: memoryview) -> None:
+        if self._ahead:
+            self._ahead.wait(block)
         try:
             found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
         except OSError as error:
@@ -154,14 +161,23 @@ class CheckedFile(io.RawIOBase):
             self._ahead.used(len(target))
 
 
-def use(file: BinaryIO, expected: Written, reader: Callable[[BinaryIO], T]) -> T:
+def use(
+    file: BinaryIO,
+    expected: Written,
+    reader: Callable[[BinaryIO], T],
+    order: Callable[[BinaryIO], Iterable[tuple[int, int]]] = lambda file: (),
+) -> T:
     """What `reader` makes of an open file that is exactly what was written. Raises DamagedError where it is not.
+
+    `order` tells from the file in which order it will be read, where that is not from its start on.
 
     The file is checked while it is read, and not before or after: what comes of a damaged one is thrown away, unseen
     by the program, and whatever goes wrong on the way is then the damage's fault.
     """
     with CheckedFile(file, expected, ahead=True) as content:
         try:
+            content.expect(order(cast("BinaryIO", content)))
+            content.seek(0)
             made = reader(cast("BinaryIO", content))
         except Exception as error:
             content.finish()

@@ -63,7 +63,7 @@ def record_program(directory: Path, chance: random.Random) -> Recording:
             _save(record, attempt, steps=1, background=False)
             record.ends_at = len(record.events) + chance.randint(*_WITHIN_A_SAVE)
             with contextlib.suppress(Killed):
-                _save(record, attempt, steps=3, background=False)
+                _save(record, attempt, steps=3, background=False, twice=attempt != 2)
             record.ends_at = None
         _save(record, 5, steps=2, background=False, twice=True)
         _save(record, 5, steps=1, background=True).complete()
