@@ -32,6 +32,9 @@ SETTLED_SECONDS: Final = 3.0
 JOB_TIMEOUT: Final = 100.0
 """A batch/v1 Job of eight pods takes ten minutes: each pod feeds its back-off. It is not waited for."""
 
+MOST_LATE: Final = 3
+"""After so many trials of which none came to its end, no more are tried."""
+
 
 @dataclass
 class Watched:
@@ -135,18 +138,27 @@ def _tell(report: Report, prefix: str, found: list[Trial], created: str | None, 
         samples = [getattr(each, what) for each in found]
         report.trials(f"{prefix}_{what}_median_seconds", samples, "s", goal)
         report.value(f"{prefix}_{what}_p95_seconds", nearest_rank(samples, 95), "s")
+    report.value(f"{prefix}_late_trials", late(found), "trials", f"0 longer than {JOB_TIMEOUT:.0f} s")
 
 
 def _trials(label: str, one: Callable[[], Trial | None], number: int) -> list[Trial]:
+    """So many trials. One that takes longer than it is waited for counts as that long, unless none was quicker."""
     found = []
     with step(f"{number} recoveries of {label}"):
-        for _ in range(number):
+        for done in range(number):
             trial = one()
             if trial is None:
-                say(f"    {label}: no recovery within {JOB_TIMEOUT:.0f} s")
-                break
+                say(f"    {label}: no recovery within {JOB_TIMEOUT:.0f} s, in trial {done + 1}")
+                trial = Trial(JOB_TIMEOUT, JOB_TIMEOUT)
             found.append(trial)
-    return found
+            if done + 1 == MOST_LATE and late(found) == MOST_LATE:
+                break
+    return found if late(found) < len(found) else []
+
+
+def late(found: list[Trial]) -> int:
+    """How many of the trials were not waited for to their end."""
+    return sum(1 for each in found if each.running >= JOB_TIMEOUT)
 
 
 def _spot(size: int) -> Trial | None:

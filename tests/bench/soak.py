@@ -218,18 +218,47 @@ class Soak:
             await self.client.create(node_path(), _node(name))
 
     async def settle(self) -> dict[str, list[str]]:
-        """All jobs are deleted; what is left after a while."""
+        """What is left under the jobs as they are, then when all of them are deleted; each after a while.
+
+        First under those that live: what leaked there goes with its job, and would not be found afterwards.
+        """
+        left = await self._left(self._stale)
         for job in await self.jobs():
             await self.quietly(self.client.delete(job_path(NAMESPACE, job["metadata"]["name"])))
-        left: dict[str, list[str]] = {}
+        return left | await self._left(self._anything)
+
+    async def _left(self, look: Callable[[], Awaitable[dict[str, list[str]]]]) -> dict[str, list[str]]:
         for _ in range(120):
-            left = {}
-            for kind in ("pods", "services", "persistentvolumeclaims"):
-                names = [each["metadata"]["name"] for each in await self.listed(core_path(NAMESPACE, kind))]
-                left |= {kind: names} if names else {}
-            if not left:
+            if not (left := await look()):
                 break
             await asyncio.sleep(0.5)
+        return left
+
+    async def _stale(self) -> dict[str, list[str]]:
+        """Pods of attempts before the last but one, which is kept for its logs; and what is of no job that is there."""
+        current = {
+            each["metadata"]["uid"]: ((each.get("status") or {}).get("current") or {}).get("attempt", 0)
+            for each in await self.jobs()
+        }
+        old = []
+        for pod in await self.listed(core_path(NAMESPACE, "pods")):
+            labels = pod["metadata"]["labels"]
+            attempt = current.get(labels["spot.training/job-uid"])
+            if attempt is None or int(labels["spot.training/attempt"]) < attempt - 1:
+                old.append(pod["metadata"]["name"])
+        services = [
+            each["metadata"]["name"]
+            for each in await self.listed(core_path(NAMESPACE, "services"))
+            if {owner["uid"] for owner in each["metadata"]["ownerReferences"]}.isdisjoint(current)
+        ]
+        found = {"pods of earlier attempts": old, "services of no job": services}
+        return {kind: names for kind, names in found.items() if names}
+
+    async def _anything(self) -> dict[str, list[str]]:
+        left: dict[str, list[str]] = {}
+        for kind in ("pods", "services", "persistentvolumeclaims"):
+            names = [each["metadata"]["name"] for each in await self.listed(core_path(NAMESPACE, kind))]
+            left |= {kind: names} if names else {}
         return left
 
     async def clear(self) -> None:

@@ -1,23 +1,30 @@
-"""Two operators, one API server: one is killed, frozen or told to go, the other goes on; nothing is done twice."""
+"""Two operators, one API server: one is killed, frozen or told to go, the other goes on; nothing is done twice.
+
+And then there is none for a while: what must not need one goes on, and what it missed is judged when it is back.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.cluster.objects import Json, changed, kubectl
 from tests.cluster.scene import Place, applied, events, pods, status, wait_for
-from tests.kit import install, volumes
+from tests.kit import install, jobs, volumes
 from tests.kit.kube import get
 from tests.kit.operators import Operator, installed_operator_away, lease
+from tests.kit.shell import wait_until
 
 # The installed operator is away as long as these last.
 pytestmark = pytest.mark.alone
 
 FOREVER = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
+MAX_COST: Final = "160"
+"""Of which a second of the grace and fifteen of the margin are kept back."""
 
 
 class Pair:
@@ -35,8 +42,13 @@ class Pair:
             self.both.append(Operator(self.namespace, self.directory))
         for each in self.both:
             each.wait_standing_by()
-        leader = next((it for it in self.both if it.name == self.holder), self.both[0])
-        leader.wait_leading()
+        wait_until(
+            "one of them leads",
+            lambda: any(it.leading for it in self.both),
+            timeout=60,
+            seen=lambda: "\n".join(it.seen() for it in self.both),
+        )
+        leader = next(it for it in self.both if it.leading)
         (other,) = [it for it in self.both if it is not leader]
         return leader, other
 
@@ -109,8 +121,50 @@ def pair(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         made.end()
 
 
+@pytest.fixture(scope="module")
+def unattended(pair: Pair, place: Place) -> Iterator[None]:
+    """Jobs that run, begun before all others: one of them has money for two minutes and a half."""
+    with ExitStack() as after:
+
+        def run(name: str, claim: str, **spec: Any) -> None:
+            volume = f"{place.names}-{name}"
+            volumes.make_volume(volume, "1Mi", claim=(place.namespace, claim))
+            after.callback(volumes.delete_volume, volume)
+            if claim == name:
+                volumes.make_claim(place.namespace, name, volume, "1Mi")
+                after.callback(kubectl, "-n", place.namespace, "delete", "pvc", name)
+            container = "spec.template.spec.containers.0"
+            words = {
+                f"{container}.image": install.TRAINING_IMAGE,
+                f"{container}.command": ["sh", "-c", FOREVER],
+                "spec.template.spec.terminationGracePeriodSeconds": 1,
+            }
+            applied(changed(place.job(name, **spec), words))
+            after.callback(kubectl, "-n", place.namespace, "delete", "stj", name, "--ignore-not-found")
+
+        template = {
+            "accessModes": ["ReadWriteMany"],
+            "storageClassName": volumes.STORAGE_CLASS,
+            "resources": {"requests": {"storage": "1Mi"}},
+        }
+        own = {"mountPath": "/mnt/checkpoint", "claimTemplate": template, "retain": "Never"}
+        # One a second for the node, all of which a pod without GPUs is charged.
+        applied(
+            place.pool("none"),
+            place.pool("dear", here=True, capacityType="OnDemand", pricePerNodeHour="3600"),
+        )
+        dear = [f"{place.names}-none", f"{place.names}-dear"]
+        money = {"policy": "WhenNoSpot", "afterSeconds": 0, "maxCost": MAX_COST}
+        run("dear", "dear", pools=dear, onDemand=money)
+        run("dropped", "dropped-checkpoint", checkpoint=own, replicas=2)
+        run("removed", "removed")
+        for name in ("dear", "dropped", "removed"):
+            Scene(place, name).wait_attempt(1)
+        yield
+
+
 @pytest.fixture
-def scene(pair: Pair, place: Place, request: pytest.FixtureRequest) -> Iterator[Scene]:
+def scene(pair: Pair, unattended: None, place: Place, request: pytest.FixtureRequest) -> Iterator[Scene]:
     name = request.node.originalname.removeprefix("test_")[:30].rstrip("_").replace("_", "-")
     volume = f"{place.names}-{name}"
     with ExitStack() as after:
@@ -185,3 +239,48 @@ def test_a_leader_that_is_told_to_go_hands_over(pair: Pair, scene: Scene) -> Non
     other.wait_leading()
     scene.lose_a_pod(1)
     scene.check(1, 2, scene.wait_attempt(2))
+
+
+def test_without_any_operator_jobs_go_pods_go_and_no_more_is_spent_than_was_allowed(
+    pair: Pair, unattended: None, place: Place
+) -> None:
+    before = status(place.namespace, "dear")
+    assert (before["current"]["attempt"], "stop" in before["current"]) == (1, False), before
+    pair.end()
+
+    def left(*kinds: str) -> str:
+        words = ("-n", place.namespace, "get", ",".join(kinds), "-l", "spot.training/job=dropped")
+        return kubectl(*words, "-o", "name")[1]
+
+    # Deleted: what it consisted of goes with it, the claim too, which was to be its own.
+    kinds = ("pods", "services", "persistentvolumeclaims")
+    assert all(word in left(*kinds) for word in ("pod/", "service/", "persistentvolumeclaim/")), left(*kinds)
+    kubectl("-n", place.namespace, "delete", "stj", "dropped")
+    wait_until("all of dropped gone", lambda: left(*kinds) == "", timeout=60, seen=lambda: left(*kinds))
+    # Its pod is gone, and what has become of it nobody will ever know.
+    kubectl("-n", place.namespace, "delete", "pod", "removed-1-0", "--force", "--grace-period=0")
+
+    def ended() -> Json:
+        (pod,) = pods(place.namespace, "dear")
+        return pod["status"] if pod["status"]["phase"] == "Failed" else {}
+
+    wait_until(
+        "the money's end", lambda: bool(ended()), timeout=180, seen=lambda: str(pods(place.namespace, "dear"))
+    )
+    assert ended()["reason"] == "DeadlineExceeded"
+    assert status(place.namespace, "dear") == before, "somebody was there"
+
+    pair.settle()
+    removed = Scene(place, "removed")
+    removed.wait_attempt(2)
+    assert (removed.status["disruptions"], removed.status["failures"]) == (1, 0)
+    assert removed.status["timeline"][0]["reason"] == "PodGone", removed.status
+    dear = Scene(place, "dear")
+    wait_for(
+        place.namespace, "dear", "judged", lambda: "end" in dear.status["current"] and "cost" in dear.status
+    )
+    assert (dear.status["disruptions"], dear.status["failures"]) == (0, 0)
+    assert dear.status["current"]["end"]["reason"] == "BudgetExhausted", dear.status
+    assert jobs.condition(dear.status, "BudgetExhausted")["status"] == "True"
+    spent = Decimal(dear.status["cost"]["onDemandSpent"])
+    assert Decimal(MAX_COST) - 30 < spent <= Decimal(MAX_COST), dear.status["cost"]

@@ -17,6 +17,8 @@ from tests.kit.kube import kubectl
 
 CONTAINER: Final = "spec.template.spec.containers.0"
 WAIT: Final = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
+SEAT: Final = "test.example.com/seat"
+"""The node has one, which nobody else asks for: who takes it pushes nobody else away."""
 
 Act = Callable[[Place, str], None]
 
@@ -47,6 +49,32 @@ def _evict(place: Place, name: str) -> None:
 
 def _delete(place: Place, name: str) -> None:
     kubectl("-n", place.namespace, "delete", "pod", _running(place, name), "--wait=false")
+
+
+def _outrank(place: Place, name: str) -> None:
+    """A pod of a higher priority takes what the job's has, and has soon done with it."""
+    _running(place, name)
+    ranked = {"name": f"{place.names}-ahead"}
+    container = {
+        "name": "main",
+        "image": install.TRAINING_IMAGE,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["true"],
+        "resources": {"limits": {SEAT: "1"}},
+    }
+    applied(
+        {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": ranked, "value": 1000},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "ahead", "namespace": place.namespace},
+            "spec": {
+                "priorityClassName": ranked["name"],
+                "restartPolicy": "Never",
+                "containers": [container],
+            },
+        },
+    )
 
 
 def _mend(place: Place, name: str) -> None:
@@ -91,6 +119,21 @@ ROWS: Final = [
     Row("row-evicted", WAIT, "Evicted", (1, 0), act=_evict),
     Row("row-deleted", WAIT, "PodDeleted", (1, 0), act=_delete),
     Row(
+        "row-outranked",
+        WAIT,
+        "PreemptedByScheduler",
+        (1, 0),
+        {f"{CONTAINER}.resources": {"limits": {SEAT: "1"}}},
+        _outrank,
+    ),
+    Row(
+        "row-memory",
+        "exec python3 -c \"b'x' * (512 << 20)\"",
+        "OOMKilled",
+        (0, 1),
+        {f"{CONTAINER}.resources": {"limits": {"memory": "64Mi"}}},
+    ),
+    Row(
         "row-refused",
         "exit 0",
         "NodeRefused",
@@ -127,8 +170,16 @@ def made(place: Place, row: Row, fields: dict[str, Any]) -> Json:
     return changed(place.job(row.name, recovery=recovery), base | fields)
 
 
+def _seats(number: str | None) -> None:
+    """So many of them on the pool's node; None: it knows of none."""
+    node = next(each.name for each in layout.WORKERS if not each.is_spot)
+    patch = {"status": {"capacity": {SEAT: number}, "allocatable": {SEAT: number}}}
+    kubectl("patch", "node", node, "--subresource=status", "--type=merge", "-p", json.dumps(patch))
+
+
 @pytest.fixture(scope="module")
 def begun(place: Place) -> Iterator[None]:
+    _seats("1")
     for row in ROWS:
         volume = f"{place.names}-{row.name}"
         volumes.make_volume(volume, "1Mi", claim=(place.namespace, row.name))
@@ -139,6 +190,8 @@ def begun(place: Place) -> Iterator[None]:
         kubectl("-n", place.namespace, "delete", "stj", row.name, "--ignore-not-found")
         kubectl("-n", place.namespace, "delete", "pvc", row.name)
         volumes.delete_volume(f"{place.names}-{row.name}")
+    kubectl("delete", "priorityclass", f"{place.names}-ahead", "--ignore-not-found")
+    _seats(None)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -9,24 +9,13 @@ from tests.kit.guest_agent import control
 from tests.kit.kube import get, kubectl
 from tests.kit.shell import wait_until
 
-Json = dict[str, Any]
-
-FOREVER = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
-
-
-def shell_job(name: str, script: str, **spec: Any) -> Json:
-    """A job of one pod that runs a shell script and knows nothing of us."""
-    pools = spec.pop("pools", ["spot-a", "spot-b"])
-    made = jobs.torch_job(name, pools=pools, steps=1, seconds_per_step=0, save_every=1, **spec)
-    made["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", script]
-    made["spec"]["checkpoint"]["writer"] = "Other"
-    return made
+FOREVER = jobs.FOREVER
 
 
 def start(name: str, script: str, **spec: Any) -> None:
     jobs.remove(name)
     jobs.fresh_claim(name)
-    jobs.start(shell_job(name, script, **spec))
+    jobs.start(jobs.shell_job(name, script, **spec))
 
 
 def kill_pods(component: str, node: str | None = None) -> None:

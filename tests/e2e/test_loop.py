@@ -2,7 +2,7 @@
 
 import functools
 
-from tests.kit import jobs, layout, nodes
+from tests.kit import jobs, layout, nodes, places
 from tests.kit.guest_agent import control
 from tests.kit.kube import get, kubectl
 from tests.kit.shell import wait_until
@@ -110,20 +110,60 @@ def test_a_gang_of_which_one_node_is_reclaimed_stops_and_resumes_whole() -> None
     assert story["savedStep"] == story["reachedStep"] == story["resumedStep"] >= 35
 
 
+def torn_gang() -> None:
+    """A gang on the two nodes of a pool; each rank fails when its claim says so, as of a peer that does not answer."""
+    jobs.remove("torn")
+    jobs.fresh_claim("torn")
+    script = "trap 'exit 143' TERM; until [ -e /mnt/checkpoint/peer-lost ]; do sleep 0.1; done; exit 1"
+    recovery = {"nodeLostAfterSeconds": 5, "maxDisruptions": 0}
+    made = jobs.shell_job("torn", script, replicas=2, gpus=1, pools=["spot-a"], recovery=recovery)
+    made["spec"]["checkpoint"]["writer"] = "Library"
+    apart = {
+        "labelSelector": {"matchLabels": {"spot.training/job": "torn"}},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    weighted = [{"weight": 100, "podAffinityTerm": apart}]
+    affinity = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": weighted}}
+    made["spec"]["template"]["spec"]["affinity"] = affinity
+    jobs.start(made)
+
+
+def lose_a_peer_of_the_torn_gang() -> None:
+    """The other rank has just lost its machine, and this one ends of it: nobody can say yet whose doing that was."""
+    assert {*layout.WORKER_NAMES[:2]} == {jobs.node_of("torn", 1, index) for index in (0, 1)}
+    (places.SHARED / "default-torn" / "peer-lost").touch()
+    jobs.wait_told("torn", "RankExited")
+    state = jobs.status("torn")
+    assert (state["disruptions"], state["failures"]) == (0, 0), jobs.describe("torn")
+
+
+def check_the_torn_gang() -> None:
+    """What the survivor's exit was is judged when the cluster misses the node; one disruption ends this job."""
+    state = jobs.wait_finished("torn")
+    assert (state["disruptions"], state["failures"]) == (1, 0), jobs.describe("torn")
+    assert jobs.condition(state, "Failed")["reason"] == "MaxDisruptions"
+    (story,) = state["timeline"]
+    assert story["reason"] == "NodeLost"
+
+
 def test_a_silent_node_costs_the_steps_since_the_last_save_and_does_no_harm_when_it_is_back() -> None:
     """Two nodes at once, for the cluster takes its time to miss them: one is dead, the other is frozen."""
     expected = undisturbed_weights(1)
+    torn_gang()
+    jobs.wait_running("torn")
     train("vanished", pace=0.15, pools=["spot-a"])
     train("frozen", pace=0.4, pools=["spot-b", "spot-a"], hurry_from=3)
     jobs.wait_trained("vanished", 1, 50)
     dead = jobs.node_of("vanished", 1)
     nodes.kill_node(dead)
+    lose_a_peer_of_the_torn_gang()
     jobs.wait_trained("frozen", 1, 35)
     frozen = jobs.node_of("frozen", 1)
     assert frozen != dead
     nodes.pause_node(frozen)
     # Both go on elsewhere; what the frozen one's successor may read is settled once it trains.
     jobs.wait_running("vanished", attempt=2)
+    check_the_torn_gang()
     jobs.wait_trained("frozen", 2, 40)
     before = jobs.saved_steps("frozen", 1)
     assert "resumed from step 30 (attempt 2, checkpoint of attempt 1)" in jobs.logs("frozen", 2)

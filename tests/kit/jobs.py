@@ -11,6 +11,8 @@ from tests.kit.shell import CommandError, wait_until
 Json = dict[str, Any]
 
 MOUNT: Final = "/mnt/checkpoint"
+FOREVER: Final = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
+"""A shell script that goes on until it is told to stop, and then stops at once."""
 
 
 def fresh_claim(name: str, namespace: str = "default") -> None:
@@ -65,6 +67,15 @@ def torch_job(
             **spec,
         },
     }
+
+
+def shell_job(name: str, script: str, **spec: Any) -> Json:
+    """A job of one pod that runs a shell script and knows nothing of us."""
+    pools = spec.pop("pools", ["spot-a", "spot-b"])
+    made = torch_job(name, pools=pools, steps=1, seconds_per_step=0, save_every=1, **spec)
+    made["spec"]["template"]["spec"]["containers"][0]["command"] = ["sh", "-c", script]
+    made["spec"]["checkpoint"]["writer"] = "Other"
+    return made
 
 
 def start(job: Json) -> None:

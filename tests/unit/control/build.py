@@ -199,28 +199,31 @@ class Scene:
         return self
 
     def bind(self, index: int) -> None:
-        attempt, in_pool = self.current.attempt, self.current.pool_of(index)
-        taken = {each.node for each in self.pods.values() if each.attempt == attempt}
-        free = [
-            each.name
-            for each in self.nodes.values()
-            if each.labels["pool"] == in_pool
-            and each.name not in taken | {*self.current.avoid}
-            and each.ready
-        ]
-        on = self.current.node or free[0]
+        attempt = self.current.attempt
         name = f"job-{attempt}-{index}"
         self.pods[name] = Pod(
             "ns",
             name,
             f"{name}-uid",
-            on,
+            self.current.node or self.free_node(index),
             created=self.now,
             job="job",
             job_uid=UID,
             attempt=attempt,
             index=index,
             grace=55,
+        )
+
+    def free_node(self, index: int) -> str:
+        """A node of the rank's pool that has none of the attempt's pods."""
+        attempt, in_pool = self.current.attempt, self.current.pool_of(index)
+        taken = {each.node for each in self.pods.values() if each.attempt == attempt}
+        return next(
+            each.name
+            for each in self.nodes.values()
+            if each.labels["pool"] == in_pool
+            and each.name not in taken | {*self.current.avoid}
+            and each.ready
         )
 
     def pod(self, index: int = 0) -> Pod:

@@ -377,6 +377,21 @@ def test_the_deadline_passes_while_it_waits() -> None:
     assert scene.status.phase == "Failed"
 
 
+def test_the_deadline_passes_while_it_is_suspended() -> None:
+    scene = gang(1, deadlineSeconds=100).edit(suspend=True).run(40)
+    scene.exit(143).run()
+    assert (scene.status.phase, scene.plan.wake_at) == ("Suspended", NOW + 100)
+    assert scene.step(60) == []
+    assert (scene.status.phase, scene.counts) == ("Failed", (0, 0))
+    assert scene.why("Failed") == ("True", "DeadlineExceeded")
+
+
+def test_before_the_first_start_no_time_runs() -> None:
+    scene = Scene(spec(deadlineSeconds=100, provisionTimeoutSeconds=600)).run().run(150)
+    assert scene.status.phase == "Starting"
+    assert scene.started().plan.wake_at == scene.now + 100
+
+
 # The story
 
 

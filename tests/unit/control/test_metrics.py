@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -107,6 +108,19 @@ async def test_pools_are_told_by_the_leader(server: tuple[Metrics, int]) -> None
     assert ("spot_operator_pool_breaker_open", frozenset({("pool", "b")})) not in seen
     leading[0] = False
     assert not [name for name, _ in await scrape(port) if name.startswith("spot_operator_pool_")]
+
+
+async def test_the_docs_name_every_metric() -> None:
+    metrics = Metrics()
+    metrics.follow(lambda: (), lambda: 0, lambda: True, lambda: ())
+    docs = "".join(page.read_text() for page in (Path(__file__).parents[3] / "docs").glob("*.md"))
+    told = {
+        f"{family.name}_total" if family.type == "counter" else family.name
+        for family in metrics.registry.collect()
+        if not family.name.startswith("process_")
+    }
+    assert len(told) > 10, told
+    assert not (missing := sorted(name for name in told if name not in docs)), f"in no page: {missing}"
 
 
 async def test_a_port_that_is_taken_is_an_error_at_the_start() -> None:
