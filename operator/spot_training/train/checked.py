@@ -146,7 +146,7 @@ class CheckedFile(io.RawIOBase):
         self._helpers.share(read, readers)
 
     def _read(self, block: int, target: memoryview) -> None:
-        if self._ahead:
+        if self._ahead and self._sums[block] is None:  # else it has been brought already
             self._ahead.wait(block)
         try:
             found = checksum.crc32(_read_at(self._file, block * BLOCK, target))
