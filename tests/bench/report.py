@@ -6,12 +6,16 @@ measured in the same run where there is one with the ``ratio`` to it, and of the
 """
 
 import json
+import operator
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 ROOT = Path(__file__).resolve().parents[2]
+
+_MEANS: Final = {"<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,18 @@ class Row:
     min: float | None = None
     median: float | None = None
     max: float | None = None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the value is not what the goal says. Raises ValueError where that is no comparison."""
+        if self.goal is None:
+            return False
+        sign, _, bound = self.goal.partition(" ")
+        if sign not in _MEANS:
+            raise ValueError(
+                f"{self.name} has the goal {self.goal!r}: begin it with one of {', '.join(_MEANS)}"
+            )
+        return not _MEANS[sign](self.value, float(bound))
 
 
 class Report:
@@ -73,6 +89,10 @@ class Report:
                 max=max(samples),
             )
         )
+
+    def missed(self) -> list[str]:
+        """A line for each goal that was missed."""
+        return [f"{row.name} is {_shown(row.value)}, goal {row.goal}" for row in self.rows if row.missed]
 
     def finish(self, root: Path = ROOT) -> Path:
         """Print the table with the notes and write the file; where it is."""

@@ -22,7 +22,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-class Model(nn.Module):
+class Model(nn.Module):  # type: ignore[misc,unused-ignore]
     """Learns to add."""
 
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from torch import distributed, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader, TensorDataset
 
+from spot_training.train import Training
 from spot_training.train.data import ResumableLoader
 from spot_training.train.lightning import Preemptible
 
@@ -51,7 +52,7 @@ class Regression(LightningModule):  # type: ignore[misc,unused-ignore]
 
 def _train(
     directory: Path, stop_at: tuple[int, int] | None = None, longer: int = 0, **options: Any
-) -> tuple[Preemptible, Regression, int]:
+) -> tuple[Training, Regression, int]:
     """One attempt; what it has validated and the exit code. The last rank has `longer` more batches to validate."""
     torch.manual_seed(1)
     several = distributed.is_initialized()
@@ -84,9 +85,9 @@ def _train(
         trainer.fit(model, loader, held_out)
     except SystemExit as end:
         code = int(end.code or 0)
-    finally:
-        preemptible.training.close()
-    return preemptible, model, code
+    assert preemptible.training
+    preemptible.training.close()
+    return preemptible.training, model, code
 
 
 def _rank(rank: int, world: int, store: str, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -111,10 +112,10 @@ def _stopped_and_not(directory: Path, longer: int, background: bool) -> None:
     at = (2 * IN_AN_EPOCH, 3)
     os.environ["SPOT_GRACE_SECONDS"] = "0.001"  # any validation may take longer than that
     stopped, model, code = _train(directory / "stopped", at, **options)
-    assert (code, stopped.training.step) == (143, at[0])
+    assert (code, stopped.step) == (143, at[0])
     assert model.validated[-1] == at, "it ends with this batch"
     resumed, model, code = _train(directory / "stopped", **options)
-    assert (code, resumed.training.resumed_step, resumed.training.step) == (0, at[0], STEPS)
+    assert (code, resumed.resumed_step, resumed.step) == (0, at[0], STEPS)
     for name, tensor in expected.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
@@ -134,7 +135,7 @@ def _short(directory: Path) -> None:
     saved = sorted(path.name for path in directory.glob("checkpoints/*/step-*"))
     # Before the first validation nobody knows how long it takes.
     assert saved == [f"step-{step:012}" for step in (IN_AN_EPOCH, at[0] + 1)]
-    assert (code, stopped.training.step) == (143, at[0] + 1)
+    assert (code, stopped.step) == (143, at[0] + 1)
     assert model.validated[-1] == (at[0], VALIDATED - 1), "to its end"
 
 
@@ -148,7 +149,7 @@ def _thinned_out(directory: Path) -> None:
     assert [path.name for path in saved] == [f"step-{step:012}" for step in (4, 8, 12)]
     assert all((path / "state.pt.gz").stat().st_size for path in saved)
     again, _, _ = _train(directory)
-    assert again.training.resumed_step == STEPS
+    assert again.resumed_step == STEPS
 
 
 def test_its_checkpoints_are_thinned_out_and_compressed_as_said(tmp_path: Path) -> None:

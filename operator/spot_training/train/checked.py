@@ -36,6 +36,8 @@ class CheckedFile(io.RawIOBase):
         super().__init__()
         self._file = file
         self._expected = expected
+        self._helpers = Helpers(_READERS)
+        self._ahead: ReadAhead | None = None  # both are closed with it, also where it is refused here
         self._size = os.fstat(file.fileno()).st_size
         if self._size != expected.size:
             raise DamagedError(f"{file.name} has {self._size} bytes, {expected.size} were written")
@@ -44,8 +46,8 @@ class CheckedFile(io.RawIOBase):
         self._parted: dict[
             int, memoryview
         ] = {}  # the blocks that the last read asked for in part: two at most
-        self._helpers = Helpers(_READERS)
-        self._ahead = ReadAhead(file.fileno(), self._size) if ahead else None
+        if ahead:
+            self._ahead = ReadAhead(file.fileno(), self._size)
         self.refusal: OSError | None = None
         """The disk's own error, which who reads may have turned into one that does not say what is wrong."""
 

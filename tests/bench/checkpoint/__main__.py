@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from tests.bench.checkpoint.crashes import Crashes, record_program, try_crashes
 from tests.bench.checkpoint.damage import damage_trials
@@ -28,6 +28,8 @@ from tests.kit.shell import say
 
 _RECORDINGS: Final = 10
 """Of programs that are killed at other instants of their saves, before the power fails."""
+_FEWER: Final = 4
+"""One in so many of the kills and damages is tried again with torch, where each takes longer."""
 _MEAN_TIME_BETWEEN_INTERRUPTIONS: Final = 3600.0
 """Seconds, for the interval at which to save: far more often than spot machines are taken."""
 
@@ -85,6 +87,33 @@ def damage(report: Report, arguments: argparse.Namespace, directory: Path) -> No
     report.value("damage_unreported", len(found.unreported), "loads", "= 0")
 
 
+def torched(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
+    """Kills and damage again, where torch saves."""
+
+    def found(trial: str, count: int) -> dict[str, Any]:
+        words = ["--count", count, "--seed", arguments.seed, "--directory", "/bench"]
+        program = ["python3", "-m", "tests.bench.checkpoint.torched", trial]
+        told: dict[str, Any] = json.loads(
+            _in_training_image(directory, *program, *map(str, words)).splitlines()[-1]
+        )
+        return told
+
+    kills = found("kill_ranks", arguments.kills // _FEWER)
+    bad = ("torn_loads", "older_than_acknowledged", "not_loaded", "passed_over")
+    _show(*(kills[name] for name in bad))
+    report.value("ranks_kill_trials", kills["trials"], "kills")
+    report.value("ranks_kills_within_a_save", kills["within_a_save"], "kills")
+    for name in bad:
+        report.value(f"ranks_kill_{name}", len(kills[name]), "loads", "= 0")
+    for name in ("alone", "shards"):
+        damages = found(f"damage_{name}", arguments.damages // _FEWER)
+        _show(damages["loaded"], damages["unreported"])
+        report.value(f"torch_{name}_damage_trials", sum(damages["kinds"].values()), "places")
+        report.value(f"torch_{name}_damage_fell_back", damages["outcomes"].get("before", 0), "loads")
+        report.value(f"torch_{name}_bitflips_loaded", len(damages["loaded"]), "loads", "= 0")
+        report.value(f"torch_{name}_damage_unreported", len(damages["unreported"]), "loads", "= 0")
+
+
 def speed(report: Report, arguments: argparse.Namespace, directory: Path) -> None:
     words = ["--megabytes", arguments.megabytes, "--trials", arguments.trials]
     program = ["python3", "-m", "tests.bench.checkpoint.speed", "--directory", "/bench", *map(str, words)]
@@ -126,7 +155,7 @@ def interruptions(report: Report, arguments: argparse.Namespace, directory: Path
 
 
 _PARTS: Final[dict[str, Callable[[Report, argparse.Namespace, Path], None]]] = {
-    part.__name__: part for part in (kills, crashes, outages, damage, speed, interruptions)
+    part.__name__: part for part in (kills, crashes, outages, damage, torched, speed, interruptions)
 }
 
 
@@ -182,7 +211,9 @@ def main() -> int:
                 say(f"==> {name}")
                 part(report, arguments, Path(scratch))
     report.finish()
-    return 0
+    missed = report.missed()
+    _show([f"missed: {line}" for line in missed])
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

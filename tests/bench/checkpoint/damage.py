@@ -3,20 +3,18 @@
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from spot_training.train import CheckpointError, Training
-from tests.bench.checkpoint.subject import Pattern, be_quiet, open_training, unflushed
+from spot_training.train import CheckpointError
+from tests.bench.checkpoint.subject import Pattern, State, be_quiet, open_training, unflushed
 
 _SIZE: Final = 20_000
-_SAVED: Final = {1: (100, 150), 2: (170, 190)}
+SAVED: Final = {1: (100, 150), 2: (170, 190)}
 """The steps that each attempt saves. All four checkpoints are kept."""
 _LATER: Final = 3
-
-Open = Callable[[Path, int, Pattern], Training]
 
 
 @dataclass
@@ -35,19 +33,12 @@ class Damages:
     """Where an older one was loaded and nothing said which had been passed over."""
 
 
-def damage_trials(directory: Path, count: int, seed: int) -> Damages:
-    """Save once; then damage a copy in one random place and load from it, `count` times.
-
-    Half of the damage comes before the loading attempt has started, half after it has recorded which checkpoints it
-    accepts.
-    """
-    be_quiet()
-    chance = random.Random(seed)
-    whole = directory / "whole"
-    drawn: dict[int, Any] = {}  # of Python's random numbers, at each step
-    for attempt, steps in _SAVED.items():
-        state = Pattern(_SIZE)
-        training = open_training(whole, attempt, state, keep=4)
+def save_steps(directory: Path, make: Callable[[], State], **arguments: Any) -> dict[int, Any]:
+    """Save what is to be damaged; Python's random numbers at each step."""
+    drawn: dict[int, Any] = {}
+    for attempt, steps in SAVED.items():
+        state = make()
+        training = open_training(directory, attempt, state, keep=4, **arguments)
         training.load()
         for step in steps:
             training.step = step
@@ -56,26 +47,62 @@ def damage_trials(directory: Path, count: int, seed: int) -> Damages:
             drawn[step] = random.getstate()
             training.save().wait()
         training.close()
+    return drawn
+
+
+def damage_trials(directory: Path, count: int, seed: int) -> Damages:
+    """Save once; then damage a copy in one random place and load from it, `count` times."""
+    whole = directory / "whole"
+
+    def make() -> State:
+        return Pattern(_SIZE)
+
+    be_quiet()
+    return try_damages(whole, save_steps(whole, make), make, count, seed)
+
+
+def try_damages(
+    whole: Path,
+    drawn: Mapping[int, Any],
+    make: Callable[[], State],
+    count: int,
+    seed: int,
+    **arguments: Any,
+) -> Damages:
+    """Damage a copy of `whole` in one random place and load from it, `count` times.
+
+    Half of the damage comes before the loading attempt has started, half after it has recorded which checkpoints it
+    accepts. `drawn`: what was saved of Python's random numbers at each step; None where they are not to come back.
+    """
+    chance = random.Random(seed)
     damages = Damages()
     for number in range(count):
-        copy = directory / f"copy-{number}"
+        copy = whole.parent / f"copy-{number}"
         shutil.copytree(whole, copy)
         with unflushed():
-            _try(copy, chance, damages, drawn, early=number % 2 == 0)
+            _try(copy, chance, damages, drawn, make(), arguments, early=number % 2 == 0)
         shutil.rmtree(copy)
     return damages
 
 
-def _try(copy: Path, chance: random.Random, damages: Damages, drawn: dict[int, Any], *, early: bool) -> None:
+def _try(
+    copy: Path,
+    chance: random.Random,
+    damages: Damages,
+    drawn: Mapping[int, Any],
+    state: State,
+    arguments: Mapping[str, Any],
+    *,
+    early: bool,
+) -> None:
     damage = chance.choice([_flip_a_bit, _flip_a_bit, _truncate, _swap, _swap, _lose_a_block, _append])
     said = ""
-    state = Pattern(_SIZE)
     training = None
     damages.kinds[damage.__name__.strip("_")] += 1
     try:
         if early:
             said = damage(copy, chance)
-        training = open_training(copy, _LATER, state)
+        training = open_training(copy, _LATER, state, **arguments)
         if not early:
             said = damage(copy, chance)
         step = training.load()
@@ -87,7 +114,7 @@ def _try(copy: Path, chance: random.Random, damages: Damages, drawn: dict[int, A
             training.close()
     newest = max(drawn)
     damages.outcomes["newest" if step == newest else "before" if step else "scratch"] += 1
-    if step and (step not in drawn or not state.is_of(step) or random.getstate() != drawn[step]):
+    if step and (step not in drawn or not state.is_of(step) or drawn[step] not in (None, random.getstate())):
         damages.loaded.append(f"step {step} after {said}")
     if step != newest and not training.passed_over:
         damages.unreported.append(f"step {step} after {said}")
@@ -99,7 +126,7 @@ def _files(copy: Path) -> list[Path]:
 
 def _one(copy: Path, chance: random.Random) -> Path:
     """A file anywhere, or, more often, one of the newest checkpoint."""
-    newest = [path for path in _files(copy) if path.parent.name.endswith(f"{max(_SAVED[max(_SAVED)])}")]
+    newest = [path for path in _files(copy) if path.parent.name.endswith(f"{max(SAVED[max(SAVED)])}")]
     return chance.choice(newest if chance.random() < 0.5 else _files(copy))
 
 

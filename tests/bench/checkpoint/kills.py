@@ -74,21 +74,31 @@ class _Trial:
                 self.failure = told["error"]
 
 
-def kill_trials(directory: Path, count: int, seed: int) -> Kills:
-    """Run `count` trials in `directory`, which is to be empty; every second one saves in the background."""
+Tell = Callable[..., None]
+Train = Callable[..., None]
+"""What a trial does: (directory, number of the trial, how it tells, saves=whether it is to save until it is killed)."""
+
+
+def kill_trials(directory: Path, count: int, seed: int, train: Train | None = None) -> Kills:
+    """Run `count` trials in `directory`, which is to be empty; every second one saves in the background.
+
+    `train` None is one process without torch. One of several ranks stays in the process group of the trial; then all
+    are killed, or only the one that the trial was begun with.
+    """
     be_quiet()
+    train = train or _train
     chance = random.Random(seed)
     kills, pace = Kills(), _Pace()
     acknowledged = begun = 0  # in all trials so far
     began = time.monotonic()
     for number in range(1, count + 1):
-        trial = _run(directory, number, chance, pace)
+        trial = _run(directory, number, chance, pace, train)
         kills.trials += 1
         kills.acknowledged += trial.saves
         kills.within_a_save += trial.begun > trial.acknowledged
         _judge(kills, trial, f"trial {number}", acknowledged, begun)
         acknowledged, begun = max(acknowledged, trial.acknowledged), max(begun, trial.begun)
-    trial = _run(directory, count + 1, None, pace)  # to see what the last one has left
+    trial = _run(directory, count + 1, None, pace, train)  # to see what the last one has left
     _judge(kills, trial, "the last load", acknowledged, begun)
     assert kills.loads, f"no trial has loaded anything: {kills.not_loaded}"
     kills.seconds = time.monotonic() - began
@@ -111,22 +121,26 @@ def _judge(kills: Kills, trial: _Trial, name: str, acknowledged: int, begun: int
         kills.passed_over.append(f"{said}: {loaded['passed_over']}")
 
 
-def _run(directory: Path, number: int, chance: random.Random | None, pace: _Pace) -> _Trial:
+def _run(directory: Path, number: int, chance: random.Random | None, pace: _Pace, train: Train) -> _Trial:
     """One attempt, killed by `chance`; where that is None it only loads."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(writer, lambda tell: _train(directory, number, tell, saves=chance is not None))
+        os.setpgid(0, 0)
+        _child(writer, lambda tell: train(directory, number, tell, saves=chance is not None))
+    os.setpgid(pid, pid)  # whoever comes first
     os.close(writer)
     trial = _Trial()
     with os.fdopen(reader) as lines:
         if chance:
+            kill = os.killpg
             if chance.randrange(_OPENING) == 0:
                 time.sleep(chance.uniform(0, max(pace.opening)))
             elif line := lines.readline():
                 trial.hear(line, pace)
                 time.sleep(chance.uniform(0, _SAVES * max(pace.saving)))
-            os.kill(pid, signal.SIGKILL)
+                kill = chance.choice([os.kill, os.killpg])
+            kill(pid, signal.SIGKILL)
         for line in lines:
             trial.hear(line, pace)
     os.waitpid(pid, 0)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 from spot_training.train import Training
@@ -47,7 +47,19 @@ def _pattern(step: int, size: int) -> dict[str, Any]:
     return {"step": step, "size": size, "data": data}
 
 
-def open_training(directory: Path, attempt: int, state: Pattern, **arguments: Any) -> Training:
+class State(Protocol):
+    """What is tried: it can be made the state after any step, and tell whether it is that."""
+
+    def become(self, step: int) -> None: ...
+
+    def is_of(self, step: int) -> bool: ...
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> None: ...
+
+
+def open_training(directory: Path, attempt: int, state: State, **arguments: Any) -> Training:
     """An attempt in this process, as the operator starts one."""
     os.environ |= {
         "SPOT_CHECKPOINT_DIR": str(directory),

@@ -50,3 +50,21 @@ def test_notes_are_printed_under_the_table_and_are_not_in_the_file(
 def test_no_trial_is_an_error() -> None:
     with pytest.raises(ValueError, match="no trial"):
         Report("agent").trials("cordon", [], "s")
+
+
+def test_a_goal_that_is_missed_is_named() -> None:
+    report = Report("x")
+    report.value("torn", 0, "loads", "= 0")
+    report.value("ratio", 0.05, "ratio", "<= 0.05")
+    report.value("seconds", 3, "s")
+    assert report.missed() == []
+    report.value("bitflips", 2, "loads", "= 0")
+    report.trials("trials", [1.0, 3.0, 2.0], "x", ">= 2.5")
+    assert report.missed() == ["bitflips is 2, goal = 0", "trials is 2, goal >= 2.5"]
+
+
+def test_a_goal_that_compares_nothing_is_refused() -> None:
+    report = Report("x")
+    report.value("ratio", 1.0, "ratio", "about 1")
+    with pytest.raises(ValueError, match="ratio has the goal 'about 1': begin it with one of <=, >=, ="):
+        report.missed()

@@ -44,8 +44,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(
         ROOT / "operator", source / "operator", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
     )
-    words = ["wheel", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", directory, source]
-    _run(sys.executable, "-m", "pip", *words)
+    words = ["wheel", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", str(directory)]
+    _run(sys.executable, "-m", "pip", *words, source)
     [built] = directory.glob("*.whl")
     return built
 
@@ -66,7 +66,8 @@ def test_installed_alone_it_trains_launches_and_delivers(wheel: Path, tmp_path: 
     script, log = tmp_path / "script.py", tmp_path / "termination-log"
     script.write_text(SCRIPT)
     log.touch()
-    launched = [place / "bin" / "python", "-m", "spot_training.train", script, tmp_path / "checkpoints"]
+    words = ["-m", "spot_training.train", str(script), str(tmp_path / "checkpoints")]
+    launched = [str(place / "bin" / "python"), *words]
     version = _run(python, "-c", "import sys; print(sys.version_info[:2])")
     assert _run(*launched, SPOT_TERMINATION_LOG=str(log)) == f"[0, 1, 2] {version}"
     assert '"reason":"Completed"' in log.read_text()
