@@ -224,6 +224,7 @@ class Reconciler:
     async def _leases(self, job: Job) -> dict[str, float]:
         """When the kubelets of the gang's nodes were last heard of."""
         refs = job.status.current.nodes if job.status.current else []
+        machines = {ref.name: ref.uid for ref in refs}
         found: dict[str, float] = {}
 
         async def one(name: str) -> None:
@@ -234,11 +235,15 @@ class Reconciler:
                 if error.code != NOT_FOUND:
                     raise
                 return
+            owners = {each["uid"] for each in raw["metadata"].get("ownerReferences") or ()}
+            if owners and machines[name] not in owners:
+                # Renewed by another machine of that name: it says nothing of the one that was there.
+                return
             renewed = seconds(raw["spec"].get("renewTime"))
             if renewed is not None:
                 found[name] = renewed
 
-        await asyncio.gather(*(one(name) for name in {ref.name for ref in refs}))
+        await asyncio.gather(*(one(name) for name in machines))
         return found
 
     async def _outdated(self, job: Job) -> bool:
