@@ -83,7 +83,7 @@ bench-%: venv ## Measure, print a table and write build/bench/NAME.json: NAME is
 .PHONY: soak
 soak: install ## Half a day's churn in MINUTES (20), then nothing may be left; and many more runs of the state machine
 	@$(RUN) -m tests.bench.soak --minutes $(or $(MINUTES),20)
-	@SPOT_TRAINING_RUNS=$(or $(RUNS),5000) $(PY) -m pytest -q tests/unit/control/test_machine.py
+	@SPOT_TRAINING_RUNS=$(or $(RUNS),5000) $(PY) -m pytest -q tests/unit/control/test_machine.py tests/unit/control/test_walks.py
 
 .PHONY: format
 format: venv ## Format the code and mend what the linter can

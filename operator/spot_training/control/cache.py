@@ -312,7 +312,11 @@ class Cache:
         return self.shape_of(job, volumes, ceiling=ceiling)
 
     def _job_changed(self, before: Job | None, after: Job | None) -> None:
+        reserved = before is not None and before.uid in self._index.starting
         self._index.replace(before, after)
+        if reserved and before is not None and before.uid not in self._index.starting:
+            # What was decided while that was reserved holds no more, its own next pool above all.
+            self.supply.version += 1
         self._stale.update(job.uid for job in (before, after) if job is not None)
         if after is None and before is not None:
             self._shapes.pop(before.uid, None)

@@ -241,6 +241,7 @@ class Reconciler:
     async def _leases(self, job: Job) -> tuple[dict[str, float], dict[str, int]]:
         """When the kubelets of the gang's nodes were last heard of, by their own clocks, and the Leases' versions."""
         refs = job.status.current.nodes if job.status.current else []
+        machines = {ref.name: ref.uid for ref in refs}
         found: dict[str, float] = {}
         versions: dict[str, int] = {}
 
@@ -252,12 +253,16 @@ class Reconciler:
                 if error.code != NOT_FOUND:
                     raise
                 return
+            owners = {each["uid"] for each in raw["metadata"].get("ownerReferences") or ()}
+            if owners and machines[name] not in owners:
+                # Renewed by another machine of that name: it says nothing of the one that was there.
+                return
             renewed = seconds(raw["spec"].get("renewTime"))
             if renewed is not None:
                 found[name] = renewed
                 versions[name] = int(raw["metadata"]["resourceVersion"])
 
-        await asyncio.gather(*(one(name) for name in {ref.name for ref in refs}))
+        await asyncio.gather(*(one(name) for name in machines))
         return found, versions
 
     async def _outdated(self, job: Job) -> bool:

@@ -11,11 +11,15 @@ from tests.unit.control.objects import Json
 from tests.unit.control.sim import Sim
 
 KEY = ("ns", "job")
+Key = tuple[str, str]
+METRICS = Metrics()
+"""One for all of them: making it takes longer than looking at a job does."""
 CLAIM: Json = {
     "metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "1"},
     "spec": {"accessModes": ["ReadWriteMany"]},
     "status": {"phase": "Bound"},
 }
+OTHER_CLAIM: Json = {**CLAIM, "metadata": {**CLAIM["metadata"], "name": "other", "uid": "o"}}
 
 
 class Operated:
@@ -24,18 +28,19 @@ class Operated:
     def __init__(self, sim: Sim) -> None:
         self.sim = sim
         self.cache = Cache()
-        self.cache.jobs.put(sim.job)
         self.cache.pools.put(sim.pool)
-        self.cache.claims.put(CLAIM)
+        for claim in (CLAIM, OTHER_CLAIM):
+            self.cache.claims.put(claim)
         self.list()
         client = cast(Client, sim)
         self.reconciler = Reconciler(
-            client, self.cache, Announcer(client, "test"), lambda *_: None, Metrics(), lambda: sim.now
+            client, self.cache, Announcer(client, "test"), lambda *_: None, METRICS, lambda: sim.now
         )
 
     def list(self) -> None:
         """What is there comes in; of what is there no more nobody says anything."""
-        self.cache.jobs.put(self.sim.job)
+        for raw in (self.sim.job, *self.sim.others.values()):
+            self.cache.jobs.put(raw)
         for raw in self.sim.nodes.values():
             self.cache.nodes.put(raw)
         for raw in self.sim.pods.values():
@@ -45,6 +50,10 @@ class Operated:
         """What the list does not have is gone, as the operator finds it now and then."""
         for name in [name for name in self.cache.nodes.items if name not in self.sim.nodes]:
             self.cache.nodes.drop(name)
+        for job in [
+            job for job in self.cache.jobs.items.values() if job.name not in {"job", *self.sim.others}
+        ]:
+            self._forget(job.key, job.uid)
         there = {pod["metadata"]["uid"] for pod in self.sim.pods.values()}
         for pod in [pod for pod in self.cache.pods.items.values() if pod.uid not in there]:
             self.cache.bury(pod)
@@ -56,10 +65,16 @@ class Operated:
                 self.cache.remove_pod(raw) if type_ == "DELETED" else self.cache.put_pod(raw)
             elif kind == "nodes" and type_ == "DELETED":
                 self.cache.nodes.drop(raw["metadata"]["name"], raw["metadata"]["uid"])
+            elif type_ == "DELETED":
+                self._forget((raw["metadata"]["namespace"], raw["metadata"]["name"]), raw["metadata"]["uid"])
             else:
                 (self.cache.jobs if kind == "jobs" else self.cache.nodes).put(raw)
         del self.sim.watch[:count]
 
-    async def reconcile(self) -> float | None:
-        """One pass."""
-        return await self.reconciler.reconcile(KEY)
+    def _forget(self, key: Key, uid: str) -> None:
+        self.cache.jobs.drop(key, uid)
+        self.cache.forget_job(uid)
+
+    async def reconcile(self, key: Key = KEY) -> float | None:
+        """One pass over a job."""
+        return await self.reconciler.reconcile(key)

@@ -32,6 +32,8 @@ class Sim:
         self.now = 1_900_000_000.0
         self.version = 100
         self.job, self.pool = job, pool
+        self.others: dict[str, Json] = {}
+        """Jobs beside that one, by name."""
         self.nodes: dict[str, Json] = {}
         self.pods: dict[str, Json] = {}
         self.containers: dict[str, str] = {}
@@ -56,19 +58,32 @@ class Sim:
         if "leases" in parts:
             if parts[-1] not in self.leases:
                 raise refused(404, "NotFound", "lease")
-            renewed = self.leases[parts[-1]]
-            meta = {"resourceVersion": str(int(renewed * 1000))}
+            renewed, uid = self.leases[parts[-1]], self.nodes[parts[-1]]["metadata"]["uid"]
+            meta = {
+                "name": parts[-1],
+                "resourceVersion": str(int(renewed * 1000)),
+                "ownerReferences": [{"kind": "Node", "uid": uid}],
+            }
             return {"metadata": meta, "spec": {"renewTime": format_micro_time(renewed)}}
         if "spottrainingjobs" in parts:
-            return copied(self.job)
+            return copied(self.named(parts[-1]))
         if parts[-1] == "pods":
-            return {"items": copied(list(self.pods.values()))}
+            label, _, value = query["labelSelector"].partition("=")
+            mine = [pod for pod in self.pods.values() if pod["metadata"]["labels"][label] == value]
+            return {"items": copied(mine)}
         if parts[-2] == "pods" and parts[-1] in self.pods:
             return copied(self.pods[parts[-1]])
         if parts[-2] == "services" and parts[-1] in self.services:
-            owners = [{"uid": self.job["metadata"]["uid"]}]
+            owners = [{"uid": self.named(parts[-1])["metadata"]["uid"]}]
             return {"metadata": {"name": parts[-1], "ownerReferences": owners}}
         raise refused(404, "NotFound", path)
+
+    def named(self, name: str) -> Json:
+        """The job of that name; refused where there is none."""
+        known = self.job if name == self.job["metadata"]["name"] else self.others.get(name)
+        if known is None:
+            raise refused(404, "NotFound", name)
+        return known
 
     async def create(self, path: str, body: Json, **query: str) -> Json:
         if query.get("dryRun"):
@@ -97,7 +112,7 @@ class Sim:
 
     def check_creation(self, body: Json) -> None:
         """A pod may be made only for the attempt that is open in the written status, while nothing has started."""
-        status = self.job["status"]
+        status = self.named(body["metadata"]["labels"]["spot.training/job"])["status"]
         current = status.get("current") or {}
         label = body["metadata"]["labels"]["spot.training/attempt"]
         assert status.get("phase") not in ("Succeeded", "Failed"), f"a finished job gets {label}"
@@ -108,10 +123,11 @@ class Sim:
     async def patch(self, path: str, body: Json, **_: Any) -> Json:
         assert path.endswith("/status"), path
         self.before_write()
-        if body["metadata"]["resourceVersion"] != self.job["metadata"]["resourceVersion"]:
+        job = self.named(path.split("/")[-2])
+        if body["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise refused(409, "Conflict", "the object has been modified")
-        self.job["status"] = merged(self.job.get("status", {}), body["status"])
-        return self._answer(self._tell("jobs", "MODIFIED", self.job))
+        job["status"] = merged(job.get("status", {}), body["status"])
+        return self._answer(self._tell("jobs", "MODIFIED", job))
 
     async def delete(
         self, path: str, *, uid: str | None = None, grace: int | None = None, propagation: str | None = None
@@ -164,10 +180,26 @@ class Sim:
     def on(self, name: str) -> list[Json]:
         return [pod for pod in self.pods.values() if pod["spec"].get("nodeName") == name]
 
-    def edit_job(self, **spec: Any) -> None:
-        self.job["spec"] |= spec
-        self.job["metadata"]["generation"] += 1
-        self._tell("jobs", "MODIFIED", self.job)
+    def edit_job(self, name: str = "job", **spec: Any) -> None:
+        job = self.named(name)
+        job["spec"] |= spec
+        job["metadata"]["generation"] += 1
+        self._tell("jobs", "MODIFIED", job)
+
+    def add_job(self, job: Json) -> None:
+        """Somebody makes another job."""
+        self.others[job["metadata"]["name"]] = job
+        self._tell("jobs", "ADDED", job)
+
+    def delete_job(self, name: str) -> None:
+        """Somebody deletes it; the garbage collector takes what it owns."""
+        job = self.others.pop(name)
+        self._tell("jobs", "DELETED", job)
+        self.services.discard(name)
+        for pod in [
+            each for each in self.pods.values() if each["metadata"]["labels"]["spot.training/job"] == name
+        ]:
+            self.delete_pod(pod)
 
     def renew(self) -> None:
         """Kubelets of machines that are up and connected renew their Leases."""
