@@ -39,8 +39,8 @@ def happens(**choices: Sequence[Any]) -> Callable[[Callable[..., None]], Callabl
     def made(method: Callable[..., None]) -> Callable[..., None]:
         HAPPENINGS[method.__name__] = choices
         drawn: Any = {name: st.sampled_from(every) for name, every in choices.items()}
-        ruled: Callable[..., None] = rule(**drawn)(method)
-        return ruled
+        decorate: Callable[[Callable[..., None]], Callable[..., None]] = rule(**drawn)
+        return decorate(method)
 
     return made
 
