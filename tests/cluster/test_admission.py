@@ -260,6 +260,7 @@ WRONG_POOLS: list[Row] = [
     ),
     ({"spec.provisioning": "Sometimes"}, "spec.provisioning", 'supported values: "Static", "Autoscaled"'),
     ({"spec.maxInterruptionsPerHour": 0}, "spec.maxInterruptionsPerHour", "greater than or equal to 1"),
+    ({"spec.maxProvisioningGangs": 0}, "spec.maxProvisioningGangs", "greater than or equal to 1"),
 ]
 
 
@@ -431,6 +432,7 @@ def test_a_pool_with_everything(unique: str) -> None:
         gpuResource="amd.com/gpu",
         provisioning="Autoscaled",
         headroom={"nodes": 2, "gpusPerNode": 8},
+        maxProvisioningGangs=7,
         maxInterruptionsPerHour=3,
         nodeDeletionMeansGone=True,
     )
@@ -450,6 +452,7 @@ def test_a_pool_of_which_only_the_nodes_are_said(unique: str) -> None:
             "tolerations": [],
             "gpuResource": "nvidia.com/gpu",
             "provisioning": "Static",
+            "maxProvisioningGangs": 4,
             "nodeDeletionMeansGone": False,
         }
     finally:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from spot_training.api import names
 from tests.cluster.fleet import done
 from tests.cluster.objects import changed, job
 from tests.cluster.scene import applied, pods, wait_for
@@ -60,5 +61,8 @@ def test_a_zonal_volume_steers_the_job_to_the_pool_in_its_zone(scene: Scene) -> 
         )
     finally:
         scene.end("one")
-        kubectl("-n", scene.namespace, "delete", "pvc", full, "--wait=false")
+        # No kubelet ends it, and the claim stays as long as it does.
+        mine = ("-l", f"{names.LABEL_JOB}={full}")
+        kubectl("-n", scene.namespace, "delete", "pods", *mine, "--grace-period=0", "--force")
+        kubectl("-n", scene.namespace, "delete", "pvc", full)
         volumes.delete_volume(full)

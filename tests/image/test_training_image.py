@@ -19,7 +19,7 @@ def torch_tests() -> Iterator[subprocess.Popen[str]]:
     if not engine.answers():
         cluster.up()
     options = [
-        *("--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpu-shares=128"),
+        *("--rm", "--network=none", "--read-only", "--tmpfs", "/tmp", "--cpu-shares=512"),
         *("--volume", f"{install.ROOT}:/src:ro", "--workdir", "/src", "--env", "PYTHONPATH=/src/operator"),
         # Ranks are forked from the tests: OpenMP does not survive that where it has begun threads.
         *("--env", "HOME=/tmp", "--env", "OMP_NUM_THREADS=1"),

@@ -124,6 +124,8 @@ class Job:
                 "LOCAL_RANK": "0",
                 "PET_NNODES": str(self.world),
                 "PET_RDZV_ID": f"attempt-{number}",
+                # Agents that meet are numbered by their addresses.
+                "PET_LOCAL_ADDR": f"127.0.0.{rank + 1}",
                 **self.variables,
                 **variables,
             }

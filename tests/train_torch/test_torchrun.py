@@ -16,7 +16,6 @@ LAUNCHER = ["-m", "spot_training.train", "-m", "spot_training.train.torchrun"]
 MEETING = {
     "PET_RDZV_BACKEND": "c10d",
     "PET_RDZV_CONF": "store_type=file",
-    "PET_LOCAL_ADDR": "127.0.0.1",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "USE_LIBUV": "0",
 }
@@ -77,6 +76,7 @@ def test_a_save_that_takes_longer_than_torchrun_waits_is_finished_within_the_gra
             "SPOT_TERMINATION_LOG": str(log),
             "SPOT_GRACE_SECONDS": str(2 * AGENT_WAITS),
             **MEETING,
+            "PET_LOCAL_ADDR": "127.0.0.1",
             "PET_RDZV_ENDPOINT": str(tmp_path / "meeting"),
         },
         stdout=subprocess.PIPE,

@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from spot_training.api import names
 from spot_training.cluster.client import ApiError, Client, core_path, job_path
-from spot_training.control.acceptance import Acceptance
 from spot_training.control.act import CreatePod, actions
 from spot_training.control.apply import CONFLICT, NOT_FOUND, Applier, RefusedError
 from spot_training.control.cache import Cache
@@ -68,7 +67,6 @@ class Reconciler:
         self._clock = clock
         self._waiting = waiting
         self._applier = Applier(client, cache, look)
-        self._acceptance = Acceptance(self._applier.dry_run, self.now)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
@@ -108,8 +106,6 @@ class Reconciler:
             await self._applier.perform(job, todo)
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
-            if isinstance(error, RefusedError):
-                self._acceptance.forget(job, self._likely_pool(job))
             self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
             raise
         self._obstacles.pop(job.key, None)
@@ -205,7 +201,7 @@ class Reconciler:
         if Ask.VOLUMES in asks:
             await self._volumes(job)
         if Ask.DRY_RUN in asks:
-            facts.dry_run = await self._acceptance.of(job, self._likely_pool(job))
+            facts.dry_run = await self._applier.dry_run(job, self._likely_pool(job))
 
     def _likely_pool(self, job: Job) -> Pool | None:
         """A pool that the job's pods may be made in; each has its own selector and tolerations."""
