@@ -25,7 +25,7 @@ def crashed() -> Scene:
     scene.run()
     assert (scene.stop.cause, scene.stop.cls) == ("RankExited", None)
     assert scene.counts == (0, 0)
-    assert scene.asked == [Ask.LEASES]
+    assert scene.asked == [Ask.LEASES, Ask.LIVE_PODS]
     assert scene.plan.wake_at == NOW + 1
     assert scene.pod(1).deleting, "the rest of the gang is stopped meanwhile"
     return scene.exit(143, 1)

@@ -3,6 +3,7 @@
 Hypothesis shrinks what it finds, and is kept for that; here a run that fails is shortened step by step.
 """
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spot_training.control import placer
 from tests.unit.control.machine import HAPPENINGS, SIZES, FencedMachine, Machine
 from tests.unit.control.rival import FencedRivalMachine, RivalMachine
 
@@ -19,6 +21,12 @@ FIRST = random.SystemRandom().randrange(2**32) if "SPOT_TRAINING_RUNS" in os.env
 STEPS = 40
 
 Step = tuple[str, dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that fails must fail again: nothing may depend on how much else the processor has to do."""
+    monkeypatch.setattr(placer, "QUICK_SECONDS", math.inf)
 
 
 def drawn(kind: type[Machine], seed: int) -> tuple[int, list[Step]]:
@@ -97,6 +105,19 @@ def test_a_gang_whose_pods_were_never_all_made_gives_back_what_it_reserved_for_t
         ("pods_start", {}),
     ]
     assert complaint(Machine, 3, steps) == ""
+
+
+def test_a_peer_that_went_unseen_comes_before_the_failure_that_it_led_to() -> None:
+    """Found by a walk: an eviction of which no watch told, and a survivor that ended with it."""
+    steps: list[Step] = [
+        ("somebody_deletes_a_pod", {"pick": 7, "reason": "EvictionByEvictionAPI", "survivor": True}),
+        ("stopping_pods_stop", {"gone": True, "code": 137}),
+        ("the_watch_expires", {}),
+        ("things_go_on", {}),
+        ("time_passes", {"seconds": 61}),
+        ("things_go_on", {}),
+    ]
+    assert complaint(FencedMachine, 3, steps) == ""
 
 
 def test_a_walk_that_fails_is_told_in_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
