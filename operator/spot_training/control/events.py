@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -9,6 +10,7 @@ import aiohttp
 from spot_training.api import names
 from spot_training.api.times import format_micro_time, format_second
 from spot_training.cluster.client import ApiError, Client, core_path
+from spot_training.control.coalesce import MANY
 from spot_training.control.draft import Story
 from spot_training.control.election import NotLeadingError
 from spot_training.control.world import Job
@@ -18,13 +20,19 @@ logger = logging.getLogger(__name__)
 COMPONENT = "spot-training-operator"
 MAX_NOTE = 1024
 MAX_PENDING = 10_000
+PAUSE_SECONDS = 0.2
+"""Between two Events while many jobs wait to be looked at: their pods come first."""
 
 
 class Announcer:
-    """Posts Events one after the other from a bounded queue; what does not fit any more is dropped and logged."""
+    """Posts Events one after the other from a bounded queue; what does not fit any more is dropped and logged.
 
-    def __init__(self, client: Client, instance: str) -> None:
+    ``waiting``: how many jobs wait to be looked at.
+    """
+
+    def __init__(self, client: Client, instance: str, waiting: Callable[[], int] = lambda: 0) -> None:
         self._client = client
+        self._waiting = waiting
         self._instance = instance
         self._last_id = 0
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_PENDING)
@@ -53,6 +61,8 @@ class Announcer:
         """Post until cancelled. That this process leads no more ends its term, not this."""
         while True:
             event = await self._queue.get()
+            if self._waiting() > MANY:
+                await asyncio.sleep(PAUSE_SECONDS)
             path = core_path(event["metadata"]["namespace"], "events")
             try:
                 await self._client.create(path, event)

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 RESYNC_SECONDS: Final = 300.0
 RELISTED_SECONDS: Final = 1.0
 """From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
+NOT_LEADING_SECONDS: Final = 0.5
 COUNT_SECONDS: Final = 30.0
 """So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
 POOL_REPORT_SECONDS: Final = 1.0
@@ -68,13 +69,14 @@ class Operator:
     ) -> None:
         self.client = client
         self.metrics = metrics
+        self._leading = leading
         self.cache = Cache()
         self.watching = asyncio.Event()
         """Kopf has started."""
         self.listed = asyncio.Event()
         """All that is followed has been listed once."""
         self._listed: set[str] = set()
-        self.announcer = Announcer(client, socket.gethostname())
+        self.announcer = Announcer(client, socket.gethostname(), lambda: len(self.jobs))
         self.reconciler = Reconciler(
             client,
             self.cache,
@@ -120,6 +122,9 @@ class Operator:
             logger.exception("%s %s cannot be read, and is passed over", kind, _name(raw))
 
     async def _reconcile(self, key: Hashable) -> float | None:
+        if not self._leading():
+            # Nothing could be written: the Lease was not renewed in time. It will be, or this is not ours any more.
+            return NOT_LEADING_SECONDS
         try:
             with self.metrics.reconcile_seconds.time():
                 return await self.reconciler.reconcile(key)

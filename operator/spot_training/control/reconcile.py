@@ -118,13 +118,13 @@ class Reconciler:
     async def _decide(self, job: Job) -> tuple[Job, Plan]:
         """Plan and write. What an attempt that opens takes is set aside before anybody else is decided for."""
         facts = _Facts()
-        accepted = self._accepted.pop(job.key, None)
+        accepted = self._accepted.get(job.key)
         if accepted is not None and accepted[:2] == (job.uid, job.generation):
             facts.dry_run = accepted[2]
         made = await self._plan(job, facts)
+        if isinstance(facts.dry_run, Accepted):
+            self._accepted[job.key] = job.uid, job.generation, facts.dry_run
         if made.asks:
-            if isinstance(facts.dry_run, Accepted):
-                self._accepted[job.key] = job.uid, job.generation, facts.dry_run
             return job, made
         if made.request is None:
             self.placer.forget(job.key)
@@ -173,6 +173,7 @@ class Reconciler:
         if made.status == job.status or (not made.stories and self._waits(job, made)):
             return job
         written = await self._applier.write_status(job, made.status)
+        self._accepted.pop(job.key, None)  # the status says it now
         # A write whose answer was lost is not observed: the status has it, the counters are for rates.
         self._metrics.note_write(job.status, made.status)
         self._metrics.note_charge(job, made.status)

@@ -9,9 +9,10 @@ from aiohttp import web
 
 from spot_training.cluster.client import Client
 from spot_training.control import events
+from spot_training.control.coalesce import MANY
 from spot_training.control.draft import Story
 from spot_training.control.election import LeaderClient
-from spot_training.control.events import Announcer
+from spot_training.control.events import PAUSE_SECONDS, Announcer
 from tests.unit.control.build import job
 from tests.unit.control.objects import Json
 from tests.unit.control.server import Server, refusal, serving
@@ -99,6 +100,32 @@ async def test_losing_the_lease_costs_the_event_and_ends_nothing() -> None:
         running.cancel()
         with suppress(asyncio.CancelledError):
             await running
+
+
+async def test_while_many_jobs_wait_events_give_way_but_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [MANY + 1]
+    paused = asyncio.Event()
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        if seconds == PAUSE_SECONDS:
+            paused.set()
+            waiting[0] -= 1
+        await sleep(0)
+
+    async with serving() as server, Client(server.connection, timeout=5) as client:
+        announcer = Announcer(client, "pod-1", lambda: waiting[0])
+        announcer.tell(job(), stories("First", "Second"), NOW)
+        monkeypatch.setattr(events.asyncio, "sleep", pause)
+        running = asyncio.create_task(announcer.run())
+        await paused.wait()
+        monkeypatch.undo()
+        found = await told(server, 2)
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+    assert [each["reason"] for each in found] == ["First", "Second"]
+    assert waiting == [MANY], "one pause, for only the first found many waiting"
 
 
 async def test_a_long_message_is_cut_to_what_an_event_can_hold() -> None:

@@ -26,6 +26,29 @@ def operator() -> Operator:
     return made
 
 
+async def test_who_has_not_renewed_the_lease_in_time_begins_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    leading = [False]
+    made = Operator(cast(Client, Sim(raw_job(), POOL, [])), Metrics(), lambda: leading[0])
+    looked: list[object] = []
+
+    async def look(key: object) -> None:
+        looked.append(key)
+
+    monkeypatch.setattr(made.reconciler, "reconcile", look)
+    made.jobs.open()
+    made.jobs.add(("ns", "one"))
+    running = asyncio.create_task(made.jobs.run())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert looked == []
+    leading[0] = True
+    async with asyncio.timeout(20):
+        while not looked:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    running.cancel()
+    assert looked == [("ns", "one")], "it was looked at as soon as it might be"
+
+
 async def test_what_comes_in_one_turn_of_the_loop_is_decided_about_once(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

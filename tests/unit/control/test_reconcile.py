@@ -341,6 +341,29 @@ async def test_a_job_managed_by_another_is_left_alone() -> None:
     assert setting.sim.job["status"] == {}
 
 
+async def test_a_write_that_fails_costs_no_second_dry_run() -> None:
+    setting = Setting()
+    dry_runs: list[str] = []
+    create, patch = setting.sim.create, setting.sim.patch
+
+    async def counted(path: str, body: Json, **query: str) -> Json:
+        if query:
+            dry_runs.append(body["metadata"]["name"])
+        return await create(path, body, **query)
+
+    async def lost(*_: Any, **__: Any) -> Json:
+        raise TimeoutError("no answer")
+
+    setting.answer("create", counted)
+    setting.answer("patch", lost)
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await setting.reconciler.reconcile(KEY)
+    setting.answer("patch", patch)
+    await setting.reconciler.reconcile(KEY)
+    assert (setting.attempt, len(dry_runs)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("code", "temporary"), [(403, True), (422, False), (400, False), (429, None), (500, None)]
 )
