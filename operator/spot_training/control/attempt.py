@@ -225,13 +225,16 @@ def _note_ends(draft: Draft, pods: dict[int, Pod]) -> None:
         _stop_for(draft, index, pod, judgement)
         return
     first = failed or retried
-    if first is None:
-        return
+    if first is not None:
+        _stop_for_exit(draft, *first)
+
+
+def _stop_for_exit(draft: Draft, index: int, pod: Pod, judgement: Judgement) -> None:
+    """A peer that has gone while nobody watched comes before what its loss has led to."""
     if draft.job.replicas > 1 and not draft.world.live:
-        # A peer that has gone while nobody watched comes before what its loss has led to.
         draft.asks.add(Ask.LIVE_PODS)
-        return
-    _stop_for(draft, *first)
+    else:
+        _stop_for(draft, index, pod, judgement)
 
 
 def _stop_for(draft: Draft, index: int, pod: Pod | None, judgement: Judgement) -> None:
