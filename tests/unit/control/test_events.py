@@ -116,7 +116,7 @@ async def test_while_many_jobs_wait_events_give_way_but_come(monkeypatch: pytest
     async with serving() as server, Client(server.connection, timeout=5) as client:
         announcer = Announcer(client, "pod-1", lambda: waiting[0])
         announcer.tell(job(), stories("First", "Second"), NOW)
-        monkeypatch.setattr(events.asyncio, "sleep", pause)
+        monkeypatch.setattr(asyncio, "sleep", pause)
         running = asyncio.create_task(announcer.run())
         await paused.wait()
         monkeypatch.undo()
