@@ -164,10 +164,6 @@ def _in_a_mount_namespace(*words: str, env: dict[str, str]) -> subprocess.Comple
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.skipif(
-    _in_a_mount_namespace("mount", "-t", "tmpfs", "none", "/mnt", env=dict(os.environ)).returncode != 0,
-    reason="mounting is not allowed here",
-)
 def test_a_file_system_that_is_full_read_only_or_gone_costs_saves_never_the_training(
     surroundings: Surroundings,
 ) -> None:
