@@ -68,7 +68,7 @@ def kind_configuration(has_network: bool) -> str:
         containerd.append(
             'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  restrict_oom_score_adj = true\n'
         )
-    # Nothing here outlives the machine, and waiting for its disk at each write costs a processor.
+    # Nothing here outlives the machine: etcd need not wait for its disk at each write.
     etcd = {"local": {"extraArgs": [{"name": "unsafe-no-fsync", "value": "true"}]}}
     patches.append({"kind": "ClusterConfiguration", "etcd": etcd})
     if kubelet:
