@@ -23,7 +23,7 @@ from tests.kit.shell import wait_until
 pytestmark = pytest.mark.alone
 
 FOREVER = "trap 'exit 143' TERM; while :; do sleep 0.1; done"
-MAX_COST: Final = "160"
+MAX_COST: Final = "60"
 """Of which a second of the grace and fifteen of the margin are kept back."""
 
 
@@ -121,9 +121,9 @@ def pair(namespace: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
         made.end()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def unattended(pair: Pair, place: Place) -> Iterator[None]:
-    """Jobs that run, begun before all others: one of them has money for two minutes and a half."""
+    """Jobs that run; one of them has money for three quarters of a minute."""
     with ExitStack() as after:
 
         def run(name: str, claim: str, **spec: Any) -> None:
@@ -164,7 +164,7 @@ def unattended(pair: Pair, place: Place) -> Iterator[None]:
 
 
 @pytest.fixture
-def scene(pair: Pair, unattended: None, place: Place, request: pytest.FixtureRequest) -> Iterator[Scene]:
+def scene(pair: Pair, place: Place, request: pytest.FixtureRequest) -> Iterator[Scene]:
     name = request.node.originalname.removeprefix("test_")[:30].rstrip("_").replace("_", "-")
     volume = f"{place.names}-{name}"
     with ExitStack() as after:

@@ -1,6 +1,6 @@
 """Rows of the classification table on real pods: what API server, kubelet and runtime really say of them.
 
-In each story the first attempt ends in its own way, and the second one well. All are begun together.
+In each story the first attempt (of one, the first three) ends in its own way, and the second one well. All are begun together.
 """
 
 import json
@@ -99,6 +99,10 @@ class Row:
     counts: tuple[int, int]
     fields: dict[str, Any] = field(default_factory=dict)
     act: Act = _nothing
+    tries: int = 1
+    """So many attempts end like this: the reason is that of one of them at least."""
+    instead: str | None = None
+    """The reason of the others, where the runtime does not always say what it was."""
 
 
 ROWS: Final = [
@@ -130,8 +134,11 @@ ROWS: Final = [
         "row-memory",
         "exec python3 -c \"b'x' * (512 << 20)\"",
         "OOMKilled",
-        (0, 1),
+        (0, 3),
         {f"{CONTAINER}.resources": {"limits": {"memory": "64Mi"}}},
+        # containerd hears of the killing and of the exit apart, and kubelet asks at once: some have exit code 137 only.
+        tries=3,
+        instead="ExitCode",
     ),
     Row(
         "row-refused",
@@ -163,7 +170,7 @@ ROWS: Final = [
 
 
 def made(place: Place, row: Row, fields: dict[str, Any]) -> Json:
-    script = f'[ "$SPOT_ATTEMPT" = 1 ] || exit 0; {row.script}'
+    script = f'[ "$SPOT_ATTEMPT" -le {row.tries} ] || exit 0; {row.script}'
     backoff = {"initialSeconds": 5, "maxSeconds": 5}
     recovery = {"backoff": backoff, "retryableExitCodes": [42], "maxFailures": 1000}
     base = {f"{CONTAINER}.command": ["sh", "-c", script], f"{CONTAINER}.image": install.TRAINING_IMAGE}
@@ -208,7 +215,9 @@ def test_a_row_on_a_real_pod(begun: None, row: Row, place: Place) -> None:
     told = seen(place.namespace, row.name)
     # What did not start interrupted nothing: it is in no timeline, but it speaks against the node.
     reasons = [each["reason"] for each in (*state["timeline"], *state.get("suspectNodes", ()))]
-    assert reasons[0] == row.reason, told
+    first = reasons[: row.tries]
+    assert row.reason in first, told
+    assert set(first) <= {row.reason, row.instead or row.reason}, told
     if row.act is not _mend:
         assert (state["disruptions"], state["failures"]) == row.counts, told
     else:

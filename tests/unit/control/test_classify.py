@@ -160,6 +160,20 @@ def test_a_row(row: Row) -> None:
     assert judgement.message
 
 
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        (3, "Error", "exit code 3"),
+        (139, "Error", "exit code 139 (SIGSEGV)"),
+        (137, "OOMKilled", "exit code 137 (SIGKILL)"),
+        (137, "Error", "exit code 137 (SIGKILL, which most often means that its memory was used up)"),
+        (255, "Error", "exit code 255"),
+    ],
+)
+def test_an_exit_code_is_told_with_its_signal(code: int, reason: str, words: str) -> None:
+    assert classify(Case(read_pod(ended_pod(code, reason=reason)), told=False)).message == words
+
+
 @pytest.mark.parametrize("key", sorted(FOREIGN_MARKS))
 def test_the_marks_of_others_are_read_from_the_node(key: str) -> None:
     node = read_node(raw_node(taints=[{"key": key, "effect": "NoSchedule"}]))

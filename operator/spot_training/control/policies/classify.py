@@ -5,6 +5,7 @@ to stop, by whomever, did not fail. A non-zero exit in a gang is not judged at o
 within seconds of a silent node loss, long before anything says so (see :func:`unheard`).
 """
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -178,7 +179,19 @@ def _failed(case: Case) -> Judgement | None:
     reason = end.reason if end.reason not in ("", "Error", "Completed") else "ExitCode"
     said = case.pod.report.reason if case.pod.report else ""
     behind = f", the program says {said}" if said and said not in ("Running", "Completed") else ""
-    return Judgement("Failure", reason, f"exit code {end.code}{behind}")
+    return Judgement("Failure", reason, f"{_exit_words(end.code, reason)}{behind}")
+
+
+def _exit_words(code: int, reason: str) -> str:
+    """An exit code, with the signal that a shell and the runtime mean by one above 128."""
+    try:
+        word = signal.Signals(code - 128).name
+    except ValueError:
+        return f"exit code {code}"
+    # The runtime does not always say that it was the memory.
+    unsaid = word == "SIGKILL" and reason == "ExitCode"
+    why = ", which most often means that its memory was used up" if unsaid else ""
+    return f"exit code {code} ({word}{why})"
 
 
 TABLE: Final[Sequence[Callable[[Case], Judgement | None]]] = (
