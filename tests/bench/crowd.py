@@ -196,6 +196,11 @@ def job(namespace: str, name: str, replicas: int) -> Json:
     }
 
 
+def job_names(number: int) -> list[str]:
+    """Names for so many jobs."""
+    return [f"job-{index:05d}" for index in range(number)]
+
+
 def batch_job(namespace: str, name: str, pods: int) -> Json:
     """A batch/v1 Job of the same shape that waits suspended."""
     spec = pod_spec() | {"restartPolicy": "Never", "nodeSelector": {LABEL: "node"}}

@@ -30,8 +30,15 @@ class OperatorProcess:
 
     def resident_mib(self) -> float:
         """Memory that it holds now, in MiB."""
+        return self._memory("VmRSS")
+
+    def peak_mib(self) -> float:
+        """The most memory that it has held so far, in MiB."""
+        return self._memory("VmHWM")
+
+    def _memory(self, field: str) -> float:
         status = (Path("/proc") / str(self.pid) / "status").read_text()
-        found = re.search(r"VmRSS:\s+([0-9]+) kB", status)
+        found = re.search(rf"{field}:\s+([0-9]+) kB", status)
         return int(found[1]) / 1024 if found else 0.0
 
     def cpu_seconds(self) -> float:

@@ -1,16 +1,12 @@
 """The operator at scale, beside a bare client and beside batch/v1 Jobs, on simulated nodes of one control plane."""
 
 import asyncio
-import json
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
-
-import yaml
+from typing import Final
 
 from spot_training.api import names
 from spot_training.api.times import format_time
@@ -18,24 +14,18 @@ from spot_training.cluster.client import Client, Connection
 from spot_training.control.connect import connection
 from spot_training.control.pods import pod, service
 from spot_training.control.read import read_job, read_pool
-from tests.bench import crowd
+from tests.bench import batch, crowd
 from tests.bench.costs import noted
 from tests.bench.crowd import Bulk, Json, count
 from tests.bench.operator_process import OperatorProcess, operator_process
 from tests.bench.report import Report
-from tests.kit import install, kwok, layout, places
-from tests.kit.engine import client as client_program
-from tests.kit.engine import docker
+from tests.kit import install, kwok, places
 from tests.kit.kube import kubectl
-from tests.kit.shell import run, step, wait_until
+from tests.kit.shell import step
 
 WIDTHS: Final = (16, 32, 64, 128)
-JOBS, BATCH = "bench-jobs", "bench-batch"
-"""Namespaces: whoever makes pods of the jobs, one after the other, does it in the same with the same claims."""
-RAISED_LIMITS: Final = {"concurrent-job-syncs": "50", "kube-api-qps": "1000", "kube-api-burst": "2000"}
-BATCH_SECONDS: Final = 90.0
-"""How long batch/v1 Jobs are watched: at default limits ten thousand pods take them a quarter of an hour."""
-MANIFEST: Final = "/etc/kubernetes/manifests/kube-controller-manager.yaml"
+JOBS: Final = "bench-jobs"
+"""The namespace: whoever makes pods of the jobs, one after the other, does it in the same with the same claims."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +58,10 @@ async def measure(report: Report, size: Size) -> None:
                 report.value("resident_mib_per_1000_nodes", grown * 1000 / size.nodes, "MiB")
                 await crowd.make_namespace(bulk, JOBS)
                 with step(f"making {size.jobs} bound claims"):
-                    await crowd.make_claims(bulk, JOBS, _names(size.jobs))
+                    await crowd.make_claims(bulk, JOBS, crowd.job_names(size.jobs))
                     await _bound(client)
                 bare = await _bare(report, where, client, size)
-                await _batch(report, bulk, client, size, bare)
+                await batch.measure(report, bulk, client, size.jobs, size.pods, bare)
                 await _resume_and_reclaim(report, bulk, client, size, bare)
         finally:
             await _crowd_away(bulk, client)
@@ -134,41 +124,8 @@ async def _bare_once(
     return seconds
 
 
-async def _batch(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
-    """Batch/v1 Jobs of the same shape, resumed likewise, at the controller manager's default and raised limits."""
-    await _batch_once(report, bulk, client, size, bare, "default")
-    with _controller_limits(RAISED_LIMITS):
-        # With the default ones the Jobs' finalizers would come off their pods for minutes.
-        await crowd.clear(bulk, client, [f"{BATCH}-default"])
-        await _batch_once(report, bulk, client, size, bare, "raised")
-        await crowd.clear(bulk, client, [f"{BATCH}-raised"])
-
-
-async def _batch_once(
-    report: Report, bulk: Bulk, client: Client, size: Size, bare: float, label: str
-) -> None:
-    namespace = f"{BATCH}-{label}"
-    await crowd.make_namespace(bulk, namespace)
-    path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-    labels = _names(size.jobs)
-    await bulk.all(bulk.send("POST", path, crowd.batch_job(namespace, name, size.pods)) for name in labels)
-    with step(f"batch/v1 Jobs, {label} limits"):
-        began = time.monotonic()
-        await bulk.all(bulk.patch(f"{path}/{name}", {"spec": {"suspend": False}}) for name in labels)
-        made = 0
-        while made < size.all_pods and time.monotonic() - began < BATCH_SECONDS:
-            await asyncio.sleep(0.25)
-            made = await count(client, f"/api/v1/namespaces/{namespace}/pods")
-        seconds = time.monotonic() - began
-    # Where time was up, the rest is reckoned at the rate so far.
-    whole = seconds * size.all_pods / max(made, 1)
-    report.value(f"batch_jobs_{label}_create_seconds", whole, "s", baseline=bare)
-    report.value(f"batch_jobs_{label}_pods_seen", made, "pods")
-
-
 async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
-    batch = next((row.value for row in report.rows if row.name == "batch_jobs_raised_create_seconds"), None)
-
+    raised = next((row.value for row in report.rows if row.name == "batch_jobs_raised_create_seconds"), None)
     await _cold_start(report, bulk, client, size, bare)
     await _make_jobs(bulk, size.jobs, size.pods)
     async with operator_process() as operator:
@@ -181,14 +138,16 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
             step(f"the operator makes {size.all_pods} pods"),
         ):
             resume = {"spec": {"suspend": False}}
-            await bulk.all(bulk.patch(f"{_jobs_path()}/{name}", resume) for name in _names(size.jobs))
+            await bulk.all(
+                bulk.patch(f"{_jobs_path()}/{name}", resume) for name in crowd.job_names(size.jobs)
+            )
             await _all_pods(client, size)
             seconds = time.monotonic() - began
         report.value("create_seconds", seconds, "s", baseline=bare)
         report.value("create_cpu_seconds", operator.cpu_seconds() - cpu, "s")
         report.value("create_ratio_to_bare_client", seconds / bare, "", "<= 1.3")
-        if batch:
-            report.value("create_ratio_to_job_controller", seconds / batch, "", "<= 1")
+        if raised:
+            report.value("create_ratio_to_job_controller", seconds / raised, "", "<= 1")
         await _all_running(client, operator, size)
         await _steady(report, operator, size, idle)
         await _mass_reclaim(report, bulk, client, operator, size)
@@ -259,6 +218,7 @@ async def _mass_reclaim(
         if each["status"].get("disruptions", 0) != int(each["metadata"]["name"] in affected)
         or each["status"].get("failures", 0)
     ]
+    report.value("resident_peak_mib", operator.peak_mib(), "MiB", "<= 400")
     report.value("mass_reclaim_jobs_counted_wrongly", len(wrong), "jobs", "= 0")
 
 
@@ -285,14 +245,10 @@ def _notice(name: str, deadline: str) -> Json:
     }
 
 
-def _names(jobs: int) -> list[str]:
-    return [f"job-{index:05d}" for index in range(jobs)]
-
-
 async def _make_jobs(
     bulk: Bulk, jobs: int, pods: int, *, managed_by: str = "", resumed: bool = False
 ) -> None:
-    made = [crowd.job(JOBS, name, pods) for name in _names(jobs)]
+    made = [crowd.job(JOBS, name, pods) for name in crowd.job_names(jobs)]
     for each in made:
         if managed_by:
             each["spec"]["managedBy"] = managed_by
@@ -364,46 +320,3 @@ async def _installed_operator_away() -> AsyncIterator[None]:
             kubectl(
                 "-n", install.NAMESPACE, "scale", "deployment", "spot-training-operator", f"--replicas={away}"
             )
-
-
-@contextmanager
-def _controller_limits(flags: dict[str, str]) -> Iterator[None]:
-    """The controller manager with other flags, while the context lasts; kubelet restarts it from its manifest."""
-    if not flags:
-        yield
-        return
-    before = docker("exec", layout.CONTROL_PLANE, "cat", MANIFEST)
-    manifest: dict[str, Any] = yaml.safe_load(before)
-    manifest["spec"]["containers"][0]["command"] += [f"--{name}={value}" for name, value in flags.items()]
-    _write_manifest(json.dumps(manifest))
-    try:
-        yield
-    finally:
-        _write_manifest(before)
-
-
-def _write_manifest(text: str) -> None:
-    before = _leader()
-    argv: list[str | Path] = [
-        client_program(),
-        "exec",
-        "-i",
-        layout.CONTROL_PLANE,
-        "sh",
-        "-c",
-        f"cat > {MANIFEST}",
-    ]
-    run(argv, stdin=text)
-    wait_until("another controller manager leads", lambda: _leader() != before, timeout=120, seen=_leader)
-
-
-def _leader() -> str:
-    return kubectl(
-        "-n",
-        "kube-system",
-        "get",
-        "lease",
-        "kube-controller-manager",
-        "-o",
-        "jsonpath={.spec.holderIdentity}",
-    )

@@ -24,6 +24,7 @@ from typing import Any, Final
 from spot_training.api.times import format_time
 from spot_training.cluster.client import ApiError, Client, core_path, job_path, node_path
 from spot_training.control.connect import connection
+from tests.bench import soak_things as things
 from tests.bench.report import Report
 from tests.kit import kwok, places
 from tests.kit.operators import Operator, installed_operator_away
@@ -31,10 +32,6 @@ from tests.kit.shell import say
 
 Json = dict[str, Any]
 
-NAMESPACE: Final = "soak"
-LABEL: Final = "spot.training/soak"
-NODES: Final = 16
-GPUS: Final = 4
 LIVE_JOBS: Final = 20
 PAUSE_SECONDS: Final = 0.5
 """Between two things that happen."""
@@ -80,7 +77,7 @@ class Soak:
 
     async def jobs(self) -> list[Json]:
         """All jobs; what their status says is compared with what was done to them."""
-        found = await self.listed(job_path(NAMESPACE))
+        found = await self.listed(job_path(things.NAMESPACE))
         for each in found:
             name, status = each["metadata"]["name"], each.get("status") or {}
             failures, disruptions = status.get("failures", 0), status.get("disruptions", 0)
@@ -92,7 +89,7 @@ class Soak:
         return found
 
     async def running_pods(self) -> list[Json]:
-        found = await self.listed(core_path(NAMESPACE, "pods"))
+        found = await self.listed(core_path(things.NAMESPACE, "pods"))
         return [
             pod
             for pod in found
@@ -101,7 +98,7 @@ class Soak:
 
     async def one_thing(self) -> None:
         """Something happens."""
-        things: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+        chances: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (8, self.a_job_comes),
             (6, self.a_job_finishes),
             (2, self.a_program_fails),
@@ -112,8 +109,8 @@ class Soak:
             (4, self.a_marked_node_is_taken_and_comes_back),
             (1, self.a_notice_is_withdrawn),
         ]
-        weights = [weight for weight, _ in things]
-        _, thing = self.chance.choices(things, weights)[0]
+        weights = [weight for weight, _ in chances]
+        _, thing = self.chance.choices(chances, weights)[0]
         await thing()
         self.done[thing.__name__] += 1
 
@@ -123,8 +120,10 @@ class Soak:
         self.number += 1
         name = f"j{self.number}"
         self.tales[name] = Tale()
-        await self.client.create("/api/v1/persistentvolumes", _volume(name))
-        made = await self.client.create(job_path(NAMESPACE), _job(name, self.chance.choice([1, 1, 2, 4])))
+        await self.client.create("/api/v1/persistentvolumes", things.volume(name))
+        made = await self.client.create(
+            job_path(things.NAMESPACE), things.job(name, self.chance.choice([1, 1, 2, 4]))
+        )
         self.tales[name].uid = made["metadata"]["uid"]
 
     async def a_job_finishes(self) -> None:
@@ -142,8 +141,8 @@ class Soak:
         if code:
             self.tales[name].failed += 1
         for pod in mine if code == 0 else mine[:1]:
-            body = {"status": _ended(pod, code, reason)}
-            path = core_path(NAMESPACE, "pods", pod["metadata"]["name"], "status")
+            body = {"status": things.ended(pod, code, reason)}
+            path = core_path(things.NAMESPACE, "pods", pod["metadata"]["name"], "status")
             await self.quietly(self.client.patch(path, body, "application/strategic-merge-patch+json"))
 
     async def a_job_is_suspended_or_resumed(self) -> None:
@@ -151,24 +150,24 @@ class Soak:
         if jobs:
             job = self.chance.choice(jobs)
             body = {"spec": {"suspend": not job["spec"].get("suspend", False)}}
-            await self.quietly(self.client.patch(job_path(NAMESPACE, job["metadata"]["name"]), body))
+            await self.quietly(self.client.patch(job_path(things.NAMESPACE, job["metadata"]["name"]), body))
 
     async def a_job_is_deleted(self) -> None:
         jobs = await self.jobs()
         if jobs:
             name = self.chance.choice(jobs)["metadata"]["name"]
-            await self.quietly(self.client.delete(job_path(NAMESPACE, name)))
+            await self.quietly(self.client.delete(job_path(things.NAMESPACE, name)))
 
     async def a_pod_is_killed(self) -> None:
         pods = await self.running_pods()
         if pods:
             name = self.chance.choice(pods)["metadata"]["name"]
-            await self.quietly(self.client.delete(core_path(NAMESPACE, "pods", name), grace=0))
+            await self.quietly(self.client.delete(core_path(things.NAMESPACE, "pods", name), grace=0))
 
     async def a_node_is_marked(self) -> None:
-        free = [name for name in _node_names() if name not in self.marked]
+        free = [name for name in things.node_names() if name not in self.marked]
         # Never so many that nothing runs any more.
-        if len(self.marked) < NODES // 4:
+        if len(self.marked) < things.NODES // 4:
             await self._mark(self.chance.choice(free))
 
     async def _mark(self, name: str) -> None:
@@ -181,7 +180,7 @@ class Soak:
             "spot.training/noticed-at": format_time(time.time()),
         }
         taint = {"key": "spot.training/reclaim", "value": "reclaim", "effect": "NoSchedule"}
-        spec = {"unschedulable": True, "taints": [_fake_taint(), taint]}
+        spec = {"unschedulable": True, "taints": [things.fake_taint(), taint]}
         body = {"metadata": {"annotations": marks}, "spec": spec}
         await self.quietly(self.client.patch(node_path(name), body))
 
@@ -195,7 +194,7 @@ class Soak:
             path = core_path(pod["metadata"]["namespace"], "pods", pod["metadata"]["name"])
             await self.quietly(self.client.delete(path, grace=0))
         await self.quietly(self.client.delete(node_path(name)))
-        await self.client.create(node_path(), _node(name))
+        await self.client.create(node_path(), things.node(name))
 
     async def a_notice_is_withdrawn(self) -> None:
         if not self.marked:
@@ -205,17 +204,17 @@ class Soak:
         gone = dict.fromkeys(
             f"spot.training/{each}" for each in ("notice-id", "notice-kind", "reclaim-deadline", "noticed-at")
         )
-        spec = {"unschedulable": None, "taints": [_fake_taint()]}
+        spec = {"unschedulable": None, "taints": [things.fake_taint()]}
         await self.quietly(
             self.client.patch(node_path(name), {"metadata": {"annotations": gone}, "spec": spec})
         )
 
     async def make(self) -> None:
         """Namespace, pool and nodes."""
-        await self.client.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-        await self.client.create("/apis/spot.training/v1alpha1/spotpools", _pool())
-        for name in _node_names():
-            await self.client.create(node_path(), _node(name))
+        await self.client.create("/api/v1/namespaces", {"metadata": {"name": things.NAMESPACE}})
+        await self.client.create("/apis/spot.training/v1alpha1/spotpools", things.pool())
+        for name in things.node_names():
+            await self.client.create(node_path(), things.node(name))
 
     async def settle(self) -> dict[str, list[str]]:
         """What is left under the jobs as they are, then when all of them are deleted; each after a while.
@@ -224,7 +223,7 @@ class Soak:
         """
         left = await self._left(self._stale)
         for job in await self.jobs():
-            await self.quietly(self.client.delete(job_path(NAMESPACE, job["metadata"]["name"])))
+            await self.quietly(self.client.delete(job_path(things.NAMESPACE, job["metadata"]["name"])))
         return left | await self._left(self._anything)
 
     async def _left(self, look: Callable[[], Awaitable[dict[str, list[str]]]]) -> dict[str, list[str]]:
@@ -241,14 +240,14 @@ class Soak:
             for each in await self.jobs()
         }
         old = []
-        for pod in await self.listed(core_path(NAMESPACE, "pods")):
+        for pod in await self.listed(core_path(things.NAMESPACE, "pods")):
             labels = pod["metadata"]["labels"]
             attempt = current.get(labels["spot.training/job-uid"])
             if attempt is None or int(labels["spot.training/attempt"]) < attempt - 1:
                 old.append(pod["metadata"]["name"])
         services = [
             each["metadata"]["name"]
-            for each in await self.listed(core_path(NAMESPACE, "services"))
+            for each in await self.listed(core_path(things.NAMESPACE, "services"))
             if {owner["uid"] for owner in each["metadata"]["ownerReferences"]}.isdisjoint(current)
         ]
         found = {"pods of earlier attempts": old, "services of no job": services}
@@ -257,17 +256,19 @@ class Soak:
     async def _anything(self) -> dict[str, list[str]]:
         left: dict[str, list[str]] = {}
         for kind in ("pods", "services", "persistentvolumeclaims"):
-            names = [each["metadata"]["name"] for each in await self.listed(core_path(NAMESPACE, kind))]
+            names = [
+                each["metadata"]["name"] for each in await self.listed(core_path(things.NAMESPACE, kind))
+            ]
             left |= {kind: names} if names else {}
         return left
 
     async def clear(self) -> None:
         """Take away what :meth:`make` and the jobs have made."""
         for path in (
-            *(node_path(name) for name in _node_names()),
-            *(f"/api/v1/persistentvolumes/{NAMESPACE}-{name}" for name in self.tales),
+            *(node_path(name) for name in things.node_names()),
+            *(f"/api/v1/persistentvolumes/{things.NAMESPACE}-{name}" for name in self.tales),
             "/apis/spot.training/v1alpha1/spotpools/soak",
-            f"/api/v1/namespaces/{NAMESPACE}",
+            f"/api/v1/namespaces/{things.NAMESPACE}",
         ):
             await self.quietly(self.client.delete(path))
 
@@ -287,8 +288,8 @@ class Watched:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.kept = Operator(NAMESPACE, directory)
-        self.other = Operator(NAMESPACE, directory)
+        self.kept = Operator(things.NAMESPACE, directory)
+        self.other = Operator(things.NAMESPACE, directory)
         self.samples: list[Sample] = []
         self.faults: Counter[str] = Counter()
 
@@ -321,7 +322,7 @@ class Watched:
             self.other.kill()
         else:
             await asyncio.to_thread(self.other.stop)
-        self.other = Operator(NAMESPACE, self._directory)
+        self.other = Operator(things.NAMESPACE, self._directory)
 
     def end(self) -> None:
         for each in (self.kept, self.other):
@@ -402,99 +403,6 @@ def _judge(
         wrong.append(f"open files: {first.files:g} at first, {last.files:g} at the end")
     say(f"==> done: {dict(made.done)}; faults: {dict(watched.faults)}; jobs: {made.number}")
     return wrong
-
-
-def _node_names() -> list[str]:
-    return [f"soak-{index:02d}" for index in range(NODES)]
-
-
-def _node(name: str) -> Json:
-    return kwok.node(name, {LABEL: "node"}, GPUS)
-
-
-def _fake_taint() -> Json:
-    return {"key": kwok.TAINT, "value": "fake", "effect": "NoSchedule"}
-
-
-def _pool() -> Json:
-    spec = {
-        "nodeSelector": {LABEL: "node"},
-        "noticeSeconds": 20,
-        "nodeDeletionMeansGone": True,
-        "tolerations": [{"key": kwok.TAINT, "operator": "Exists"}],
-    }
-    return {
-        "apiVersion": "spot.training/v1alpha1",
-        "kind": "SpotPool",
-        "metadata": {"name": "soak"},
-        "spec": spec,
-    }
-
-
-def _job(name: str, replicas: int) -> Json:
-    container = {
-        "name": "main",
-        "image": "registry.invalid/soak:1",
-        "resources": {"limits": {"nvidia.com/gpu": 2}},
-    }
-    claim = {
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "soak",
-        "volumeName": f"{NAMESPACE}-{name}",
-        "resources": {"requests": {"storage": "1Mi"}},
-    }
-    return {
-        "apiVersion": "spot.training/v1alpha1",
-        "kind": "SpotTrainingJob",
-        "metadata": {"name": name, "namespace": NAMESPACE},
-        "spec": {
-            "replicas": replicas,
-            "pools": ["soak"],
-            "template": {"spec": {"containers": [container]}},
-            "checkpoint": {
-                "mountPath": "/mnt/checkpoint",
-                "claimTemplate": claim,
-                "retain": "Never",
-                "writer": "Library",
-            },
-            "recovery": {"backoff": {"initialSeconds": 1, "maxSeconds": 5}},
-            "ttlSecondsAfterFinished": 3,
-        },
-    }
-
-
-def _volume(name: str) -> Json:
-    """What the job's claim binds; simulated nodes mount nothing."""
-    return {
-        "apiVersion": "v1",
-        "kind": "PersistentVolume",
-        "metadata": {"name": f"{NAMESPACE}-{name}", "labels": {LABEL: "volume"}},
-        "spec": {
-            "accessModes": ["ReadWriteMany"],
-            "capacity": {"storage": "1Mi"},
-            "storageClassName": "soak",
-            "hostPath": {"path": "/nonexistent"},
-            "claimRef": {"namespace": NAMESPACE, "name": f"{name}-checkpoint"},
-            "persistentVolumeReclaimPolicy": "Retain",
-        },
-    }
-
-
-def _ended(pod: Json, code: int, reason: str) -> Json:
-    """The status of a pod whose program has ended."""
-    word = "Completed" if code == 0 else "Crashed"
-    terminated = {
-        "exitCode": code,
-        "reason": reason,
-        "message": f'{{"reason":"{word}","step":9}}',
-        "startedAt": pod["status"].get("startTime"),
-        "finishedAt": format_time(time.time())[:19] + "Z",
-    }
-    statuses = [
-        {**each, "ready": False, "started": False, "state": {"terminated": terminated}}
-        for each in pod["status"].get("containerStatuses") or ()
-    ]
-    return {"phase": "Failed" if code else "Succeeded", "containerStatuses": statuses}
 
 
 def main() -> None:
