@@ -83,6 +83,23 @@ async def wait_for(
         await asyncio.sleep(every)
 
 
+async def wait_for_all(
+    what: str, number: Callable[[], Awaitable[int]], all_of_them: int, within: float
+) -> None:
+    """Ask ``number`` until it is ``all_of_them``: more often the sooner that is, by the pace so far.
+
+    A list of thousands costs the API server more than some pods that are made. Raises TimeoutError like
+    :func:`wait_for`.
+    """
+    began = time.monotonic()
+    while (there := await number()) < all_of_them:
+        passed = time.monotonic() - began
+        if passed > within:
+            raise TimeoutError(f"{what}: {there} of {all_of_them} within {within:.0f} s")
+        left = passed * (all_of_them - there) / there if there else 1.0
+        await asyncio.sleep(min(max(left / 3, 0.1), 5.0))
+
+
 async def make_namespace(bulk: Bulk, name: str) -> None:
     """A fresh namespace."""
     await bulk.send("POST", "/api/v1/namespaces", {"metadata": {"name": name}})

@@ -193,7 +193,7 @@ async def _mass_reclaim(
         )
         marking = time.monotonic() - began
 
-        async def recreated() -> bool:
+        async def recreated() -> int:
             fresh: dict[str, int] = {}
             listed = await client.get(
                 f"/api/v1/namespaces/{JOBS}/pods", labelSelector=f"{names.LABEL_ATTEMPT}=2"
@@ -201,16 +201,16 @@ async def _mass_reclaim(
             for each in listed["items"]:
                 job = each["metadata"]["labels"][names.LABEL_JOB]
                 fresh[job] = fresh.get(job, 0) + 1
-            return all(fresh.get(job, 0) == size.pods for job in affected)
+            return sum(fresh.get(job, 0) for job in affected)
 
-        await crowd.wait_for("every affected job has its next pods", recreated, within=900, every=1)
+        wanted = len(affected) * size.pods
+        await crowd.wait_for_all("every affected job has its next pods", recreated, wanted, within=900)
         seconds = time.monotonic() - began
-    recovered = len(affected) * size.pods
     report.value("mass_reclaim_marking_seconds", marking, "s")
     report.value("mass_reclaim_recreated_seconds", seconds, "s")
     await _all_running(client, operator, size)
     writes = await operator.writes() - before
-    report.value("mass_reclaim_writes_per_pod", writes / recovered, "writes", "<= 4")
+    report.value("mass_reclaim_writes_per_pod", writes / wanted, "writes", "<= 4")
     jobs = (await client.get(_jobs_path()))["items"]
     wrong = [
         each["metadata"]["name"]
@@ -275,10 +275,10 @@ async def _observed(client: Client, size: Size) -> None:
 
 
 async def _all_pods(client: Client, size: Size) -> None:
-    async def made() -> bool:
-        return await count(client, f"/api/v1/namespaces/{JOBS}/pods") >= size.all_pods
+    async def made() -> int:
+        return await count(client, f"/api/v1/namespaces/{JOBS}/pods")
 
-    await crowd.wait_for(f"{size.all_pods} pods", made, within=900, every=0.25)
+    await crowd.wait_for_all(f"{size.all_pods} pods", made, size.all_pods, within=900)
 
 
 async def _all_running(client: Client, operator: OperatorProcess, size: Size) -> None:
