@@ -1,10 +1,11 @@
 """From a node's mark to its pods' replacements, on real nodes, beside batch/v1 Jobs after the same drain."""
 
 import json
+import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,12 +37,24 @@ MOST_LATE: Final = 3
 """After so many trials of which none came to its end, no more are tried."""
 
 
+STAGES: Final = ("told", "ended", "created", "bound", "running")
+"""What happens to the pods one after the other: the old are told to end and have ended, the new follow."""
+
+
 @dataclass
 class Watched:
-    """When pods of a name were first seen created, and running, by this machine's clock."""
+    """When pods were first seen in each stage: by stage and UID, by this machine's clock."""
 
-    created: dict[str, float] = field(default_factory=dict)
-    running: dict[str, float] = field(default_factory=dict)
+    at: dict[str, dict[str, float]] = field(default_factory=lambda: {stage: {} for stage in STAGES})
+
+    @property
+    def running(self) -> dict[str, float]:
+        return self.at["running"]
+
+    def last(self, stage: str, expected: int, before: set[str], *, old: bool) -> float:
+        """When the last of so many pods came to the stage, of those that were there ``before`` or of the others."""
+        times = sorted(at for uid, at in self.at[stage].items() if (uid in before) is old)
+        return times[min(expected, len(times)) - 1] if times else 0.0
 
 
 @contextmanager
@@ -66,7 +79,7 @@ def watched(selector: str) -> Iterator[Watched]:
             except ValueError:
                 continue
             text = text[end:]
-            _note(seen, event["object"], time.time())
+            _note(seen, event["type"], event["object"], time.time())
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -78,20 +91,35 @@ def watched(selector: str) -> Iterator[Watched]:
         thread.join(timeout=10)
 
 
-def _note(seen: Watched, pod: Json, now: float) -> None:
-    uid = pod["metadata"]["uid"]
-    seen.created.setdefault(uid, now)
-    statuses = pod.get("status", {}).get("containerStatuses") or ()
-    if any("running" in each.get("state", {}) for each in statuses):
-        seen.running.setdefault(uid, now)
+def _note(seen: Watched, type_: str, pod: Json, now: float) -> None:
+    states = [each.get("state", {}) for each in pod.get("status", {}).get("containerStatuses") or ()]
+    reached = {
+        "told": type_ == "DELETED" or "deletionTimestamp" in pod["metadata"],
+        "ended": type_ == "DELETED" or (bool(states) and all("terminated" in each for each in states)),
+        "created": True,
+        "bound": bool(pod["spec"].get("nodeName")),
+        "running": any("running" in each for each in states),
+    }
+    for stage in STAGES:
+        if reached[stage]:
+            seen.at[stage].setdefault(pod["metadata"]["uid"], now)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds from the mark on the node to all replacements created, and to all of them running."""
+    """Seconds from the mark on the node until the last pod came to each stage."""
 
-    created: float
-    running: float
+    stages: Mapping[str, float]
+
+    @property
+    def created(self) -> float:
+        """Until all replacements were created."""
+        return self.stages["created"]
+
+    @property
+    def running(self) -> float:
+        """Until all of them ran."""
+        return self.stages["running"]
 
 
 def measure(report: Report, trials: int) -> None:
@@ -138,6 +166,9 @@ def _tell(report: Report, prefix: str, found: list[Trial], created: str | None, 
         samples = [getattr(each, what) for each in found]
         report.trials(f"{prefix}_{what}_median_seconds", samples, "s", goal)
         report.value(f"{prefix}_{what}_p95_seconds", nearest_rank(samples, 95), "s")
+    medians = {stage: statistics.median(each.stages[stage] for each in found) for stage in STAGES}
+    steps = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in medians.items())
+    report.notes.append(f"{prefix}: from the mark until the last pod was {steps} (medians)")
     report.value(f"{prefix}_late_trials", late(found), "trials", f"0 longer than {JOB_TIMEOUT:.0f} s")
 
 
@@ -149,7 +180,7 @@ def _trials(label: str, one: Callable[[], Trial | None], number: int) -> list[Tr
             trial = one()
             if trial is None:
                 say(f"    {label}: no recovery within {JOB_TIMEOUT:.0f} s, in trial {done + 1}")
-                trial = Trial(JOB_TIMEOUT, JOB_TIMEOUT)
+                trial = Trial(dict.fromkeys(STAGES, JOB_TIMEOUT))
             found.append(trial)
             if done + 1 == MOST_LATE and late(found) == MOST_LATE:
                 break
@@ -232,7 +263,7 @@ def _reclaimed(selector: str, size: int) -> Trial | None:
             timeout=30,
             seen=lambda: str(seen),
         )
-        before = set(seen.created)
+        before = set(seen.at["created"])
         pods = get("pods", "-l", selector)
         hit = pods[0]["spec"]["nodeName"]
         lost = sum(1 for pod in pods if pod["spec"]["nodeName"] == hit)
@@ -261,6 +292,7 @@ def _timed(seen: Watched, before: set[str], expected: int, node: str) -> Trial |
         return None
     annotations = get(f"node/{node}")[0]["metadata"]["annotations"]
     marked = parse_time(annotations[names.CORDONED_AT])
-    created = sorted(at for uid, at in seen.created.items() if uid not in before)[expected - 1]
-    running = sorted(at for uid, at in seen.running.items() if uid not in before)[expected - 1]
-    return Trial(created - marked, running - marked)
+    stages = {
+        stage: seen.last(stage, expected, before, old=stage in ("told", "ended")) - marked for stage in STAGES
+    }
+    return Trial(stages)
