@@ -29,7 +29,7 @@ from spot_training.control.events import Announcer
 from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics
 from spot_training.control.policies.affinity import attachable_to
-from spot_training.control.pools import PoolReporter
+from spot_training.control.pools import REPORT_SECONDS, PoolReporter
 from spot_training.control.reconcile import Reconciler
 from spot_training.control.world import Job, Node
 
@@ -41,8 +41,6 @@ RELISTED_SECONDS: Final = 1.0
 NOT_LEADING_SECONDS: Final = 0.5
 COUNT_SECONDS: Final = 30.0
 """So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
-POOL_REPORT_SECONDS: Final = 1.0
-"""Pool status is written at most once in that time: a gang's start changes it many times."""
 HEADROOM_SECONDS: Final = 0.2
 """A pod that kept a node warm is made again so soon: the autoscaler is to see it while the node is being taken."""
 
@@ -97,10 +95,10 @@ class Operator:
             "pods": self._take_pod,
         }
         self.jobs = Dispatcher(self._reconcile)
-        reporter = PoolReporter(
+        self.reporter = PoolReporter(
             client, self.cache, self.reconciler.now, self.placer.wake, placeholders, self.announcer
         )
-        self.pools = Dispatcher(reporter.report, workers=2)
+        self.pools = Dispatcher(self.reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
         self.counts = Dispatcher(self._count, workers=1)
         metrics.follow(
@@ -303,10 +301,12 @@ class Operator:
             self._wake_claim((before.namespace, before.claim))
         if after is None and before is not None:
             self.placer.forget(before.key)
+        # A machine that was lost is in the timeline, and counts for the breaker.
+        lost = before is not None and after is not None and before.status.timeline != after.status.timeline
         for job in (before, after):
             if job is not None and job.status.current is not None:
                 for pool in job.status.current.pools:
-                    self.pools.add_after(pool, POOL_REPORT_SECONDS)
+                    self.pools.add_after(pool, REPORT_SECONDS if lost else self.reporter.pause(pool))
 
     def _take_pod(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         watched = self.cache.put_agent(raw, removed=type_ == "DELETED")
@@ -331,7 +331,7 @@ class Operator:
         if pools and (done or before is None or before.node != after.node):
             self.placer.wake()
             for name in pools:
-                self.pools.add_after(name, POOL_REPORT_SECONDS)
+                self.pools.add_after(name, self.reporter.pause(name))
 
     def _take_node(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
@@ -349,7 +349,7 @@ class Operator:
     def _node_changed(self, before: Node | None, after: Node | None, pools_before: tuple[str, ...]) -> None:
         name = after.name if after else before.name if before else ""
         for pool in {*pools_before, *self.cache.supply.pools_of(name)}:
-            self.pools.add_after(pool, POOL_REPORT_SECONDS)
+            self.pools.add_after(pool, REPORT_SECONDS)
         for key in self.cache.jobs_on(name):
             self.jobs.add(key)
         self.placer.wake()
@@ -364,7 +364,7 @@ class Operator:
         if after is not None and after != before:
             if before is None or before.spec != after.spec:
                 self.placer.wake()
-            self.pools.add_after(name, POOL_REPORT_SECONDS)
+            self.pools.add_after(name, REPORT_SECONDS)
 
     def _take_claim(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         key = _key(raw)
@@ -386,7 +386,7 @@ class Operator:
         """What was too dear may not be so any more, and pools say what they cost."""
         self.placer.wake()
         for name in self.cache.pools.items:
-            self.pools.add_after(name, POOL_REPORT_SECONDS)
+            self.pools.add_after(name, REPORT_SECONDS)
 
     def _wake_claim(self, claim: tuple[str, str]) -> None:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
