@@ -320,7 +320,7 @@ RIGHTS: Final = {
         ("yes", "patch", "spottrainingjobs.spot.training/status"),
         ("yes", "get", "persistentvolumes"),
         ("yes", "list", "events"),
-        ("no", "list", "persistentvolumes"),
+        ("yes", "list", "persistentvolumes"),
         ("no", "patch", "persistentvolumes"),
         ("no", "patch", "nodes"),
         ("no", "patch", "nodes/status"),

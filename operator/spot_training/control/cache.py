@@ -48,7 +48,7 @@ from spot_training.control.world import (
 Json = Mapping[str, Any]
 
 MAX_INTERNED = 10_000
-"""Shapes of pods that are known by identity, so that comparing them costs nothing."""
+"""Shapes of pods that are known by identity, so that comparing them costs nothing; and terms of volumes."""
 
 
 def _name(raw: Json) -> str:
@@ -67,7 +67,7 @@ class Cache:
         self.pools: Store[Pool] = Store(read_pool, _name, self._pool_changed)
         self.supply = Supply()
         self.nodes: Store[Node] = Store(read_node, _name, self.supply.put_node)
-        self.claims: Store[Claim] = Store(read_claim, _named, self._claim_changed)
+        self.claims: Store[Claim] = Store(read_claim, _named)
         self.pods: Store[Pod] = Store(read_pod, _named)
         self._by_job: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._by_node: dict[str, dict[str, Pod]] = defaultdict(dict)
@@ -75,7 +75,12 @@ class Cache:
         self._placeholders: dict[str, dict[str, Pod]] = defaultdict(dict)
         self._agents: dict[str, str] = {}
         self.volumes: dict[str, Terms] = {}
-        """By name, to which nodes the volumes can be attached that were looked up; Kubernetes lets nobody change it."""
+        """By name, to which nodes each volume can be attached, which is all that is kept of it; Kubernetes lets nobody
+        change that.
+        """
+        self._terms: dict[Terms, Terms] = {}
+        self._blind: dict[str, set[str]] = defaultdict(set)
+        """By volume that has not been seen, UIDs of jobs whose reservation was computed without it."""
         self._index = JobIndex()
         self._reserved = Reserved()
         self._stale: set[str] = set()
@@ -304,9 +309,12 @@ class Cache:
     def _opened_shape(self, job: Job, current: Current, pool: str) -> Shape:
         """The shape of the attempt's pods in that pool, with where its volumes and what was agreed let them go.
 
-        A volume that was not looked up yet says nothing; the plan of an attempt that starts has it looked up.
+        A volume that has not been seen yet says nothing; the plan of an attempt that starts has it looked up.
         """
         named = volumes_of(self.world(job), job)
+        for name in named:
+            if name not in self.volumes:
+                self._blind[name].add(job.uid)
         volumes = tuple(terms for name in named if (terms := self.volumes.get(name)))
         ceiling = agreed_ceiling(job.spec.max_price_per_node_hour, current.terms_in(pool))
         return self.shape_of(job, volumes, ceiling=ceiling)
@@ -321,14 +329,17 @@ class Cache:
         if after is None and before is not None:
             self._shapes.pop(before.uid, None)
 
-    def put_volume(self, job: Job, name: str, terms: Terms) -> None:
-        """A volume of the job's was looked up: to which nodes it can be attached."""
-        self.volumes[name] = terms
-        self._stale.add(job.uid)
+    def put_volume(self, name: str, terms: Terms) -> None:
+        """To which nodes the volume of that name can be attached."""
+        if len(self._terms) > MAX_INTERNED:
+            self._terms.clear()
+        # Tens of thousands of volumes are in a few zones.
+        self.volumes[name] = self._terms.setdefault(terms, terms)
+        self._stale.update(self._blind.pop(name, ()))
 
-    def _claim_changed(self, before: Claim | None, after: Claim | None) -> None:
-        if before is not None and (after is None or after.volume != before.volume):
-            self.volumes.pop(before.volume, None)
+    def drop_volume(self, name: str) -> None:
+        """The volume is gone."""
+        self.volumes.pop(name, None)
 
     def _pool_changed(self, before: Pool | None, after: Pool | None) -> None:
         self.supply.put_pool(before, after)

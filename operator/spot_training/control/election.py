@@ -7,13 +7,14 @@ pods of an attempt that another has ended meanwhile) is better kept to one. So t
 - ``leading`` is a question to the clock, not a note that somebody must take back: a process that was frozen
   and goes on finds itself deposed before anything in it has run.
 - :class:`LeaderClient` asks it before every write. What remains is the time between asking and sending.
-- The Lease is renewed over a connection of its own, so that no queue of pods to be created holds it up.
+- The Lease is renewed over a connection of its own, so that no queue of pods to be created holds it up, and in a loop
+  and a thread of its own (:meth:`Election.run_apart`), so that no loop that has thousands of things to do does.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -33,6 +34,7 @@ from spot_training.control.leader import (
     read_record,
     released,
 )
+from spot_training.control.loops import run_apart, run_in
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,24 @@ class Election:
     @property
     def leading(self) -> bool:
         """Whether this process may act now."""
-        return self._renewed is not None and self._clock() < self._renewed + self._timing.deadline
+        # Asked from other threads, too: once it is read it stays.
+        renewed = self._renewed
+        return renewed is not None and self._clock() < renewed + self._timing.deadline
+
+    async def run_apart(self, lead: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """As :meth:`run`, in a thread of its own; ``lead()`` runs in the loop of the caller.
+
+        A loop that takes long to come round does not lose the Lease so, and one that stands still does not either:
+        kubelet ends that, for it does not answer its probe. What is under way as the Lease is lost ends when the loop
+        comes to it; until then ``leading`` keeps it from writing.
+        """
+        here = asyncio.get_running_loop()
+
+        async def stand() -> None:
+            async with self._client:
+                await self.run(lambda: run_in(here, lead))
+
+        await run_apart("election", stand)
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Stand by; run ``lead()`` while the Lease is held; stand by again. When cancelled, give the Lease back.

@@ -10,7 +10,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import kopf
@@ -43,6 +43,22 @@ def _register(made: kopf.OperatorRegistry, operator: Operator, kind: str, resour
     kopf.on.event(*resource, id=f"event-{kind}", registry=made)(event)
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Of what kopf's handlers of changes are told of, nothing: there are none.
+
+    For them kopf copies each object as often as an event of it comes, deeply, and would write a copy into it.
+    """
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[Any] | None = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        raise NotImplementedError("a handler of changes would leave a copy in every object")
+
+
 def settings() -> kopf.OperatorSettings:
     """Kopf's settings, for an operator that leaves no trace on the objects it watches."""
     made = kopf.OperatorSettings()
@@ -50,6 +66,7 @@ def settings() -> kopf.OperatorSettings:
     made.peering.standalone = True
     made.posting.enabled = False
     made.persistence.finalizer = f"{GROUP}/unused"
+    made.persistence.diffbase_storage = _NoDiffs()
     made.watching.server_timeout = 290
     made.watching.reconnect_backoff = 0.5
     made.networking.error_backoffs = (0.5, 1, 2, 3, 5, 8)

@@ -98,9 +98,11 @@ class Ledger:
 
     def _fullest(self, found: _Counted, resource: str) -> list[tuple[int, str]]:
         if found.fullest is None:
-            spots = found.base.spots
-            found.fullest = [(self.left(name, resource), name) for name in spots if found.at(name) > 0]
-            heapq.heapify(found.fullest)
+            # What is sorted is a heap.
+            found.fullest = found.base.fullest.copy()
+            for name in found.changed:
+                if found.at(name) > 0:
+                    heapq.heappush(found.fullest, (self.left(name, resource), name))
         return found.fullest
 
     def free(self, node: str) -> dict[str, int]:
@@ -113,11 +115,9 @@ class Ledger:
 
     def left(self, node: str, resource: str) -> int:
         """What is left of one resource on the node; less than nothing where pods use more than it has."""
-        used = self._supply.used(node).get(resource, 0)
+        left = self._supply.left(self._supply.nodes[node], resource)
         taken = self._taken.get(node)
-        if taken:
-            used += taken.get(resource, 0)
-        return self._supply.nodes[node].capacity.get(resource, 0) - used
+        return left - taken.get(resource, 0) if taken else left
 
     def hold(self, pool: str, shape: Shape, pods: int, avoid: Set[str] = frozenset()) -> None:
         """From now on give away nothing that would let so many pods of the shape wait longer in the pool.

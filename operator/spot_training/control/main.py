@@ -39,34 +39,33 @@ async def run(
     namespace, name = lease.split("/")
     # The container's first process is 1 each time: started again in its pod it need not wait for itself.
     me = f"{socket.gethostname()}_{os.getpid()}"
-    async with Client(server, user_agent="spot-training-operator-election") as lone:
-        election = Election(lone, namespace, name, me)
-        async with (
-            LeaderClient(
-                server,
-                lambda: election.leading,
-                user_agent="spot-training-operator",
-                observe=metrics.note_request,
-            ) as client,
-            serving(metrics.registry, metrics_port),
-        ):
-            await _check_crds(client)
-            image, priority_class, secrets = headroom
-            placeholders = Placeholders(namespace, image, priority_class, tuple(secrets)) if image else None
-            operator = Operator(client, metrics, lambda: election.leading, placeholders)
-            operator.rest()
-            prices = _prices(operator, price_file) if price_file else None
+    election = Election(Client(server, user_agent="spot-training-operator-election"), namespace, name, me)
+    async with (
+        LeaderClient(
+            server,
+            lambda: election.leading,
+            user_agent="spot-training-operator",
+            observe=metrics.note_request,
+        ) as client,
+        serving(metrics.registry, metrics_port),
+    ):
+        await _check_crds(client)
+        image, priority_class, secrets = headroom
+        placeholders = Placeholders(namespace, image, priority_class, tuple(secrets)) if image else None
+        operator = Operator(client, metrics, lambda: election.leading, placeholders)
+        operator.rest()
+        prices = _prices(operator, price_file) if price_file else None
 
-            async def work() -> None:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(operator.follow())
-                    await operator.listed.wait()
-                    if prices is not None:
-                        await prices.first()
-                        group.create_task(prices.run(operator.prices_changed))
-                    group.create_task(election.run(operator.lead))
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(operator.follow())
+                await operator.listed.wait()
+                if prices is not None:
+                    await prices.first()
+                    group.create_task(prices.run(operator.prices_changed))
+                group.create_task(election.run_apart(operator.lead))
 
-            await _beside(operator, work, liveness)
+        await _beside(operator, work, liveness)
 
 
 def _prices(operator: Operator, price_file: str) -> PriceFile:

@@ -3,9 +3,9 @@
 A standby takes everything in as the leader does, so that it can take over at once, and sets nothing in motion: its
 dispatchers are closed. A new leader looks at every job and pool, for what changed while nobody led was told to nobody.
 
-Kopf watches what is ours, jobs and pools (see :mod:`spot_training.control.handlers`); nodes, pods and claims are
-followed directly: tens of thousands of pods would cost a hundred times more by way of kopf, which gives each object a
-task and each event a handler's whole context.
+Kopf watches what is ours, jobs and pools (see :mod:`spot_training.control.handlers`); nodes, pods, claims and
+volumes are followed directly: tens of thousands of pods would cost a hundred times more by way of kopf, which gives
+each object a task and each event a handler's whole context.
 
 A deletion that happened while a watch was broken is never told. So the caches are compared with fresh lists every few
 minutes and after each time that a watch had to list again, and a missing pod is looked up before it means anything.
@@ -28,9 +28,9 @@ from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
 from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics
-from spot_training.control.pools import PoolReporter
+from spot_training.control.policies.affinity import attachable_to
+from spot_training.control.pools import REPORT_SECONDS, PoolReporter
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.store import Store
 from spot_training.control.world import Job, Node
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ RELISTED_SECONDS: Final = 1.0
 NOT_LEADING_SECONDS: Final = 0.5
 COUNT_SECONDS: Final = 30.0
 """So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
-POOL_REPORT_SECONDS: Final = 1.0
-"""Pool status is written at most once in that time: a gang's start changes it many times."""
 HEADROOM_SECONDS: Final = 0.2
 """A pod that kept a node warm is made again so soon: the autoscaler is to see it while the node is being taken."""
 
@@ -50,10 +48,11 @@ LISTS: Final = {
     "jobs": f"/apis/{API_VERSION}/{JOB_PLURAL}",
     "pools": f"/apis/{API_VERSION}/{POOL_PLURAL}",
     "nodes": "/api/v1/nodes",
+    "volumes": "/api/v1/persistentvolumes",
     "claims": "/api/v1/persistentvolumeclaims",
     "pods": "/api/v1/pods",
 }
-FOLLOWED: Final = ("nodes", "claims", "pods")
+FOLLOWED: Final = ("nodes", "volumes", "claims", "pods")
 """What does not come through kopf."""
 
 
@@ -87,11 +86,19 @@ class Operator:
             waiting=lambda: len(self.jobs),
         )
         self.placer = self.reconciler.placer
+        self._takers: dict[str, Callable[[str | None, Mapping[str, Any]], None]] = {
+            "jobs": self._take_job,
+            "pools": self._take_pool,
+            "nodes": self._take_node,
+            "volumes": self._take_volume,
+            "claims": self._take_claim,
+            "pods": self._take_pod,
+        }
         self.jobs = Dispatcher(self._reconcile)
-        reporter = PoolReporter(
+        self.reporter = PoolReporter(
             client, self.cache, self.reconciler.now, self.placer.wake, placeholders, self.announcer
         )
-        self.pools = Dispatcher(reporter.report, workers=2)
+        self.pools = Dispatcher(self.reporter.report, workers=2)
         self.lists = Dispatcher(self._compare, workers=1)
         self.counts = Dispatcher(self._count, workers=1)
         metrics.follow(
@@ -104,17 +111,7 @@ class Operator:
     def take(self, kind: str, type_: str | None, raw: Mapping[str, Any]) -> None:
         """Take in one event of a watch and queue what it touches."""
         try:
-            match kind:
-                case "jobs":
-                    self._take_job(type_, raw)
-                case "pods":
-                    self._take_pod(type_, raw)
-                case "nodes":
-                    self._take_node(type_, raw)
-                case "pools":
-                    self._take_pool(type_, raw)
-                case "claims":
-                    self._take_claim(type_, raw)
+            self._takers[kind](type_, raw)
         except ValidationError as error:
             logger.error("%s %s does not fit this operator's version: %s", kind, _name(raw), error)
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -143,13 +140,13 @@ class Operator:
                 group.create_task(self._follow(kind))
 
     async def _follow(self, kind: str) -> None:
-        store = self._store(kind)
+        known = self._known(kind)
         # What was known as a list began, and what has come by in it. Only what was there before can be a ghost.
         before: dict[Any, Any] | None = None
         there: set[Any] = set()
         async for type_, raw in reflect(self.client, LISTS[kind], relist_seconds=RESYNC_SECONDS):
             if type_ == LISTING:
-                before, there = dict(store.items), set()
+                before, there = dict(known), set()
             elif type_ == LISTED:
                 self._bury(kind, before or {}, there)
                 before = None
@@ -158,7 +155,7 @@ class Operator:
                     self.listed.set()
             else:
                 if before is not None:
-                    there.add(store.key(raw))
+                    there.add(_key(raw))
                 self.take(kind, type_, raw)
 
     async def lead(self) -> None:
@@ -208,13 +205,12 @@ class Operator:
     async def _compare(self, kind: Hashable) -> float:
         """Compare a cache with a fresh list; returns in how many seconds to do it again."""
         name = str(kind)
-        store = self._store(name)
         # Only what was there before the list was made can be a ghost.
-        before = dict(store.items)
+        before = dict(self._known(name))
         listed = await self.client.get(LISTS[name])
         for raw in listed["items"]:
             self.take(name, "MODIFIED", raw)
-        self._bury(name, before, {store.key(raw) for raw in listed["items"]})
+        self._bury(name, before, {_key(raw) for raw in listed["items"]})
         return RESYNC_SECONDS
 
     async def _count(self, kind: Hashable) -> float:
@@ -223,25 +219,26 @@ class Operator:
         page = await self.client.get(LISTS[name], limit="1")
         more = page["metadata"].get("remainingItemCount")
         known = more is not None or not page["metadata"].get("continue")
-        if known and len(page["items"]) + int(more or 0) < len(self._store(name).items):
+        if known and len(page["items"]) + int(more or 0) < len(self._known(name)):
             self.relisted(name)
         return COUNT_SECONDS
 
-    def _store(self, kind: str) -> Store[Any]:
-        stores: dict[str, Store[Any]] = {
-            "jobs": self.cache.jobs,
-            "pools": self.cache.pools,
-            "nodes": self.cache.nodes,
-            "claims": self.cache.claims,
-            "pods": self.cache.pods,
+    def _known(self, kind: str) -> Mapping[Any, Any]:
+        known: dict[str, Mapping[Any, Any]] = {
+            "jobs": self.cache.jobs.items,
+            "pools": self.cache.pools.items,
+            "nodes": self.cache.nodes.items,
+            "volumes": self.cache.volumes,
+            "claims": self.cache.claims.items,
+            "pods": self.cache.pods.items,
         }
-        return stores[kind]
+        return known[kind]
 
     def _bury(self, kind: str, before: Mapping[Any, Any], there: Set[Any]) -> None:
         """Forget what was known before a list was made, is not in it, and is known no better since."""
-        store = self._store(kind)
+        now = self._known(kind)
         for key, known in before.items():
-            if key not in there and store.items.get(key) is known:
+            if key not in there and now.get(key) is known:
                 logger.warning("%s %s is gone, and no watch said so", kind, key)
                 self._forget(kind, key, known)
 
@@ -266,10 +263,12 @@ class Operator:
             case "claims":
                 self.cache.claims.drop(key)
                 self._wake_claim(key)
+            case "volumes":
+                self.cache.drop_volume(key)
         self.placer.wake()
 
     def _take_job(self, type_: str | None, raw: Mapping[str, Any]) -> None:
-        key = raw["metadata"]["namespace"], raw["metadata"]["name"]
+        key = _key(raw)
         if type_ == "DELETED":
             gone = self.cache.jobs.drop(key, raw["metadata"]["uid"])
             if gone is not None:
@@ -302,10 +301,12 @@ class Operator:
             self._wake_claim((before.namespace, before.claim))
         if after is None and before is not None:
             self.placer.forget(before.key)
+        # A machine that was lost is in the timeline, and counts for the breaker.
+        lost = before is not None and after is not None and before.status.timeline != after.status.timeline
         for job in (before, after):
             if job is not None and job.status.current is not None:
                 for pool in job.status.current.pools:
-                    self.pools.add_after(pool, POOL_REPORT_SECONDS)
+                    self.pools.add_after(pool, REPORT_SECONDS if lost else self.reporter.pause(pool))
 
     def _take_pod(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         watched = self.cache.put_agent(raw, removed=type_ == "DELETED")
@@ -330,7 +331,7 @@ class Operator:
         if pools and (done or before is None or before.node != after.node):
             self.placer.wake()
             for name in pools:
-                self.pools.add_after(name, POOL_REPORT_SECONDS)
+                self.pools.add_after(name, self.reporter.pause(name))
 
     def _take_node(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
@@ -348,7 +349,7 @@ class Operator:
     def _node_changed(self, before: Node | None, after: Node | None, pools_before: tuple[str, ...]) -> None:
         name = after.name if after else before.name if before else ""
         for pool in {*pools_before, *self.cache.supply.pools_of(name)}:
-            self.pools.add_after(pool, POOL_REPORT_SECONDS)
+            self.pools.add_after(pool, REPORT_SECONDS)
         for key in self.cache.jobs_on(name):
             self.jobs.add(key)
         self.placer.wake()
@@ -363,10 +364,10 @@ class Operator:
         if after is not None and after != before:
             if before is None or before.spec != after.spec:
                 self.placer.wake()
-            self.pools.add_after(name, POOL_REPORT_SECONDS)
+            self.pools.add_after(name, REPORT_SECONDS)
 
     def _take_claim(self, type_: str | None, raw: Mapping[str, Any]) -> None:
-        key = raw["metadata"]["namespace"], raw["metadata"]["name"]
+        key = _key(raw)
         if type_ == "DELETED":
             changed = self.cache.claims.drop(key, raw["metadata"]["uid"]) is not None
         else:
@@ -375,16 +376,28 @@ class Operator:
         if changed:
             self._wake_claim(key)
 
+    def _take_volume(self, type_: str | None, raw: Mapping[str, Any]) -> None:
+        if type_ == "DELETED":
+            self.cache.drop_volume(_key(raw))
+        else:
+            self.cache.put_volume(_key(raw), attachable_to(raw))
+
     def prices_changed(self) -> None:
         """What was too dear may not be so any more, and pools say what they cost."""
         self.placer.wake()
         for name in self.cache.pools.items:
-            self.pools.add_after(name, POOL_REPORT_SECONDS)
+            self.pools.add_after(name, REPORT_SECONDS)
 
     def _wake_claim(self, claim: tuple[str, str]) -> None:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
         for key in self.cache.with_claim(claim):
             self.jobs.add(key)
+
+
+def _key(raw: Mapping[str, Any]) -> Any:
+    """By what the caches know an object: its name, with its namespace where it is in one."""
+    meta = raw["metadata"]
+    return (meta["namespace"], meta["name"]) if "namespace" in meta else meta["name"]
 
 
 def _name(raw: Mapping[str, Any]) -> str:

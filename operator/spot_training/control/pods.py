@@ -9,7 +9,7 @@ from spot_training.api.status import Current
 from spot_training.control import kueue
 from spot_training.control.policies.affinity import confine, prefer, together
 from spot_training.control.policies.backoff import fraction
-from spot_training.control.policies.needs import gpus_per_pod
+from spot_training.control.policies.needs import pod_needs
 from spot_training.control.world import Job, Pool
 
 Json = dict[str, Any]
@@ -166,7 +166,7 @@ def pod(
         volume = {"claimName": source, "readOnly": True}
         spec["volumes"].append({"name": RESUME_VOLUME, "persistentVolumeClaim": volume})
     resource = pool.spec.gpu_resource if pool else "nvidia.com/gpu"
-    ours = _environment(job, attempt, index, grace, gpus_per_pod(template.spec, resource))
+    ours = _environment(job, attempt, index, grace, pod_needs(spec).get(resource, 0))
     if source:
         ours[names.ENV_RESUME_DIR] = RESUME_PATH
     for container in spec["containers"]:

@@ -1,7 +1,9 @@
 """Status of SpotPools: what is there, what is free, what is being taken, who uses it; and the nodes they keep warm."""
 
+import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from typing import Final
 
 from spot_training.api.names import API_VERSION, POOL_KIND, POOL_PLURAL
 from spot_training.api.pool import SpotPoolStatus
@@ -25,6 +27,16 @@ from spot_training.control.policies.interruptions import machine_key, machines_o
 from spot_training.control.poolstatus import Seen, next_look, pool_status
 from spot_training.control.world import Node, Pool
 
+REPORT_SECONDS: Final = 1.0
+"""Pool status is written at most once in that time: a gang's start changes it many times."""
+
+REST: Final = 50.0
+"""It is a count over all nodes and all that start. What jobs and pods change is told again after so many times the
+processor's time that the last count took: thousands of them take a fiftieth of the processor.
+"""
+
+LONGEST_PAUSE_SECONDS: Final = 5.0
+
 
 class PoolReporter:
     """Writes the status of pools whose nodes or pods have changed."""
@@ -45,6 +57,11 @@ class PoolReporter:
         self._placeholders = placeholders
         self._announcer = announcer
         self._refused: dict[str, str] = {}
+        self._took: dict[str, float] = {}
+
+    def pause(self, name: str) -> float:
+        """Seconds after which what jobs and pods have changed in the pool is reported."""
+        return min(LONGEST_PAUSE_SECONDS, max(REPORT_SECONDS, REST * self._took.get(name, 0.0)))
 
     async def report(self, name: Hashable) -> float | None:
         """Write the pool's status if it has changed, and keep its headroom; in how many seconds time alone may change
@@ -53,9 +70,11 @@ class PoolReporter:
         pool = self._cache.pools.items.get(name)
         if pool is None:
             self._refused.pop(str(name), None)
+            self._took.pop(str(name), None)
             return None
-        now = self._now()
+        now, began = self._now(), time.thread_time()
         status = pool_status(pool, self._seen(pool), now)
+        self._took[pool.name] = time.thread_time() - began
         if self._placeholders is None:
             return await self._write(pool, status, None, now)
         made = self._headroom(replace(pool, status=status), self._placeholders, now)
@@ -132,7 +151,7 @@ class PoolReporter:
         resource = pool.spec.gpu_resource
         return Seen(
             members=tuple(members.values()),
-            free={name: ledger.free(name).get(resource, 0) for name in members},
+            free={name: max(0, ledger.left(name, resource)) for name in members},
             users=tuple(self._cache.users(pool.name)),
             overlaps=overlaps,
             prices=supply.prices,

@@ -22,7 +22,7 @@ from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
 from spot_training.control.placer import Placer
 from spot_training.control.plan import plan
-from spot_training.control.policies.affinity import read_terms
+from spot_training.control.policies.affinity import attachable_to
 from spot_training.control.policies.demand import Choice
 from spot_training.control.read import seconds
 from spot_training.control.world import Accepted, Ask, Job, Pool, Refusal
@@ -224,16 +224,17 @@ class Reconciler:
                 self._cache.bury(pod)
 
     async def _volumes(self, job: Job) -> None:
-        """Look up to which nodes the job's volumes can be attached."""
+        """Look up the job's volumes that its claims name and no watch has brought yet."""
         for name in volumes_of(self._cache.world(job), job):
+            if name in self._cache.volumes:
+                continue
             try:
                 raw = await self._client.get(f"/api/v1/persistentvolumes/{name}")
             except ApiError as error:
                 if error.code != NOT_FOUND:
                     raise
                 raw = {}
-            affinity = (raw.get("spec") or {}).get("nodeAffinity") or {}
-            self._cache.put_volume(job, name, read_terms(affinity.get("required")))
+            self._cache.put_volume(name, attachable_to(raw))
 
     async def _leases(self, job: Job) -> tuple[dict[str, float], dict[str, int]]:
         """When the kubelets of the gang's nodes were last heard of, by their own clocks, and the Leases' versions."""

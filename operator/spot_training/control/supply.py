@@ -4,6 +4,7 @@ A question about a pool ("how many pods of this shape fit?") is answered from a 
 brought up to date for the nodes that have changed since: thousands of nodes cost nothing while nothing happens.
 """
 
+from bisect import bisect_left, insort
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,21 +22,26 @@ MAX_SHAPES: Final = 64
 
 @dataclass(slots=True)
 class Spot:
-    """A node for pods of a shape: pods that fit now, and that would if no training were there."""
+    """A node for pods of a shape: pods that fit now, and that would if no training were there; GPUs that are left."""
 
     slots: int = 0
     ever: int = 0
+    left: int = 0
     takes: bool = False
     attaches: bool = False
 
 
 class Fit:
-    """How pods of one shape fit into one pool."""
+    """How pods of one shape fit into one pool.
 
-    __slots__ = ("attachable", "dirty", "ever", "slots", "spots", "usable")
+    ``fullest``: the nodes that hold one now, sorted by the GPUs that are left there.
+    """
+
+    __slots__ = ("attachable", "dirty", "ever", "fullest", "slots", "spots", "usable")
 
     def __init__(self) -> None:
         self.spots: dict[str, Spot] = {}
+        self.fullest: list[tuple[int, str]] = []
         self.dirty: set[str] = set()
         self.slots = self.ever = self.usable = self.attachable = 0
 
@@ -48,8 +54,12 @@ class Fit:
                 self.ever += sign * each.ever
                 self.usable += sign * each.takes
                 self.attachable += sign * each.attaches
+        if before is not None and before.slots > 0:
+            del self.fullest[bisect_left(self.fullest, (before.left, name))]
         if spot is not None:
             self.spots[name] = spot
+            if spot.slots > 0:
+                insort(self.fullest, (spot.left, name))
 
 
 class Supply:
@@ -93,6 +103,7 @@ class Supply:
             for pool in self._pools_of.pop(before.name, ()):
                 self._members[pool].pop(before.name, None)
                 self._own_prices.pop(pool, None)
+                self._gpus.pop(pool, None)
                 self._silent[pool] -= not before.ready
                 self._touch(pool, before.name)
             del self.nodes[before.name]
@@ -103,6 +114,7 @@ class Supply:
             for name in pools:
                 self._members[name][after.name] = after
                 self._own_prices.pop(name, None)
+                self._gpus.pop(name, None)
                 self._silent[name] += not after.ready
                 self._touch(name, after.name)
         self.version += 1
@@ -152,13 +164,16 @@ class Supply:
         self.version += 1
 
     def _touch(self, pool: str, node: str) -> None:
-        self._gpus.pop(pool, None)
         for fit in self._fits[pool].values():
             fit.dirty.add(node)
 
     def used(self, node: str) -> Mapping[str, int]:
         """What pods use of the node, by resource."""
         return self._used.get(node, {})
+
+    def left(self, node: Node, resource: str) -> int:
+        """What is left of one resource on the node; less than nothing where pods use more than it has."""
+        return node.capacity.get(resource, 0) - self.used(node.name).get(resource, 0)
 
     def free(self, node: Node, *, ever: bool = False) -> dict[str, int]:
         """What is free on the node now; with ``ever``, what would be if no training were there."""
@@ -245,7 +260,8 @@ class Supply:
             return Spot(takes=True)
         ever = self.free(node, ever=True) if name in self._training else None
         now = room(self.free(node), shape)
-        return Spot(now, room(ever, shape) if ever is not None else now, True, True)
+        left = self.left(node, where.spec.gpu_resource)
+        return Spot(now, room(ever, shape) if ever is not None else now, left, True, True)
 
     def overlaps(self, pool: str) -> Iterator[tuple[str, str]]:
         """Nodes of the pool that another pool has too, with that pool's name."""

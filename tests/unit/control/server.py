@@ -20,11 +20,19 @@ from tests.unit.control.objects import Json, merged
 
 SPOT = "/apis/spot.training/v1alpha1"
 GROUPS = {
-    "/api/v1": ["namespaces", "nodes", "pods", "persistentvolumeclaims", "services", "events"],
+    "/api/v1": [
+        "namespaces",
+        "nodes",
+        "pods",
+        "persistentvolumeclaims",
+        "persistentvolumes",
+        "services",
+        "events",
+    ],
     SPOT: ["spottrainingjobs", "spotpools"],
     "/apis/coordination.k8s.io/v1": ["leases"],
 }
-CLUSTER_WIDE = ("namespaces", "nodes", "spotpools")
+CLUSTER_WIDE = ("namespaces", "nodes", "persistentvolumes", "spotpools")
 Fault = Callable[[web.Request], web.StreamResponse | None]
 Key = tuple[str, str]
 

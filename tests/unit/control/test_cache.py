@@ -219,9 +219,9 @@ def test_a_reservation_goes_where_the_attempts_pods_may() -> None:
         made.jobs.put(raw)
         (reserved,) = made.reservations()
         assert (set(reserved.avoid), reserved.shape.ceiling) == ({"a9"}, Decimal(ceiling))
-    assert reserved.shape.volumes == (), "nobody has looked the volume up"
+    assert reserved.shape.volumes == (), "nobody has seen the volume"
     before, zone = made.supply.version, ((Requirement("zone", "In", ("b",)),),)
-    made.put_volume(made.jobs.items["ns", "job"], "pv", zone)
+    made.put_volume("pv", zone)
     assert made.reservations()[0].shape.volumes == (zone,)
     assert made.supply.version > before, "what was decided without knowing is decided again"
 

@@ -30,6 +30,7 @@ THERE: dict[str, Json] = {
         "spec": {},
     },
     "pods": raw_pod(),
+    "volumes": {"metadata": {"name": "pv-1", "uid": "v", "resourceVersion": "1"}, "spec": {}},
 }
 
 
@@ -73,19 +74,19 @@ async def compared(operator: Operator, kind: str) -> None:
 @pytest.mark.parametrize("kind", LISTS)
 async def test_what_is_there_stays_and_sets_nothing_in_motion(operator: Operator, kind: str) -> None:
     await compared(operator, kind)
-    assert len(getattr(operator.cache, kind).items) == 1
+    assert len(operator._known(kind)) == 1
     assert (len(operator.jobs), len(operator.pools)) == (0, 0)
 
 
 @pytest.mark.parametrize(
-    ("kind", "looks"), [("nodes", 1), ("pods", 1), ("jobs", 0), ("pools", 0), ("claims", 1)]
+    ("kind", "looks"), [("nodes", 1), ("pods", 1), ("jobs", 0), ("pools", 0), ("claims", 1), ("volumes", 0)]
 )
 async def test_what_is_gone_is_forgotten_and_its_job_is_looked_at(
     operator: Operator, lists: Lists, kind: str, looks: int
 ) -> None:
     lists.items[LISTS[kind]] = []
     await compared(operator, kind)
-    assert not getattr(operator.cache, kind).items
+    assert not operator._known(kind)
     assert len(operator.jobs) == looks
 
 

@@ -1,6 +1,7 @@
 """Leading by a Lease of a real (small) API server: taking, keeping, losing and giving it back."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from aiohttp import web
 from spot_training.cluster.client import Client
 from spot_training.control.election import Election, LeaderClient, NotLeadingError
 from spot_training.control.leader import Timing
+from spot_training.control.loops import run_apart
 from tests.unit.control.objects import Json
 from tests.unit.control.server import Server, refusal, serving
 
@@ -143,6 +145,60 @@ def only_from(agent: str) -> Callable[[web.Request], web.StreamResponse | None]:
         return None if request.headers["User-Agent"] == agent else refusal(503, "Unavailable", "down")
 
     return fault
+
+
+class Busy(Candidate):
+    """A process with a thread for its work, whose loop stands still as long as it leads, until `done` is set."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(client, "busy", [])
+        self.done = threading.Event()
+
+    async def lead(self) -> None:
+        self.terms += 1
+        self.acting = True
+        try:
+            assert self.done.wait(20), "nobody has let it go on"
+            await asyncio.Event().wait()
+        finally:
+            self.acting = False
+
+    async def run(self) -> None:
+        await run_apart("work", lambda: self.election.run_apart(self.lead))
+
+
+@pytest.fixture
+async def busy(field: Field) -> AsyncIterator[Busy]:
+    """It leads, and its loop stands still."""
+    made = Busy(Client(field.server.connection, user_agent="busy"))
+    field.tasks["busy"] = asyncio.create_task(made.run())
+    await field.until("busy leads", lambda: made.acting)
+    yield made
+    made.done.set()
+
+
+async def test_a_leader_whose_loop_stands_still_goes_on_renewing(field: Field, busy: Busy) -> None:
+    began = busy.clock()
+    renewed = field.lease["renewTime"]
+    await field.until("its time would be over", lambda: busy.clock() > began + 2 * TIMING.deadline)
+    await field.until("it renews", lambda: bool(field.lease["renewTime"] > renewed) and busy.election.leading)
+    assert (busy.terms, field.lease["leaseTransitions"]) == (1, 0)
+
+
+async def test_a_leader_whose_loop_stands_still_as_it_is_replaced_leads_no_more(
+    field: Field, busy: Busy
+) -> None:
+    field.server.fault = only_from("two")
+    async with Client(field.server.connection, user_agent="two") as other:
+        two = field.enter("two", other)
+        await field.until("two leads", lambda: two.acting)
+        assert not busy.election.leading
+        assert busy.acting, "it cannot hear of it; it can write nothing"
+        busy.done.set()
+        await field.until("busy has ended its work", lambda: not busy.acting)
+        await field.leave("two")
+    field.server.fault = lambda _: None
+    await field.until("busy leads anew", lambda: busy.acting and busy.terms == 2)
 
 
 async def test_a_leader_stops_when_it_cannot_renew_and_leads_again_when_it_can(field: Field) -> None:

@@ -285,3 +285,23 @@ def test_what_is_given_in_any_order_is_packed_like_that_beside_nodes_to_keep_off
         if size:
             assert set(ledger.take("a", shape(size), count, avoid)) == laid
         assert {name: ledger.free(name)[GPU] for name in nodes} == expected
+
+
+@given(st.lists(st.tuples(st.sampled_from(NODES), st.integers(0, 5), st.booleans()), max_size=20))
+def test_the_fullest_nodes_are_in_the_order_that_sorting_them_would_give(
+    happening: list[tuple[str, int, bool]],
+) -> None:
+    supply = Supply.of([], [pool("a")])
+    nodes: dict[str, Node] = {}
+    used: Counter[str] = Counter()
+    for name, gpus, ready in happening:
+        before, nodes[name] = nodes.get(name), node(name, ready=ready)
+        supply.put_node(before, nodes[name])
+        if used[name]:
+            supply.use(name, {GPU: used[name]}, -1, training=True)
+        if gpus:
+            supply.use(name, {GPU: gpus}, training=True)
+        used[name] = gpus
+        left = {each.name: each.capacity[GPU] - used[each.name] for each in nodes.values() if each.ready}
+        expected = sorted((gpus, name) for name, gpus in left.items() if gpus >= 2)
+        assert supply.fit("a", shape(2)).fullest == expected

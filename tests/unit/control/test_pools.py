@@ -233,3 +233,21 @@ async def test_an_operator_that_starts_anew_counts_nothing_twice_and_writes_noth
         assert await reporter.report("a") is not None
         assert cache.pools.items["a"].status.interruptions.last_hour == 2
     assert (server.writes, told) == (1, [1])
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.001, 1.0), (0.05, 2.5), (1.0, 5.0)])
+async def test_what_takes_long_to_count_is_counted_less_often(
+    monkeypatch: pytest.MonkeyPatch, took: float, pause: float
+) -> None:
+    times = iter((7.0, 7.0 + took))
+    monkeypatch.setattr("spot_training.control.pools.time.thread_time", lambda: next(times))
+    raw = {
+        "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
+        "spec": {"nodeSelector": {"pool": "a"}},
+    }
+    cache = Cache()
+    cache.pools.put(raw)
+    reporter = PoolReporter(cast(Client, _Server(raw)), cache, lambda: NOW)
+    assert reporter.pause("a") == 1.0
+    await reporter.report("a")
+    assert reporter.pause("a") == pytest.approx(pause)

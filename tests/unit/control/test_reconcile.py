@@ -288,7 +288,25 @@ async def test_to_which_nodes_a_volume_can_be_attached_is_looked_up_once() -> No
     setting.cache.claims.put(claim | {"spec": bound | {"volumeName": "pv-2"}, "status": {"phase": "Bound"}})
     await setting.reconciler.reconcile(KEY)
     assert asked[1:] == ["/api/v1/persistentvolumes/pv-2"]
-    assert list(setting.cache.volumes) == ["pv-2"], "what no claim is bound to is forgotten"
+
+
+async def test_a_volume_that_the_watch_has_brought_is_not_looked_up() -> None:
+    setting = Setting()
+    asked: list[str] = []
+    get = setting.sim.get
+
+    async def seen(path: str, **query: str) -> Json:
+        asked.append(path)
+        return await get(path, **query)
+
+    setting.answer("get", seen)
+    claim = {"metadata": {"name": "claim", "namespace": "ns", "uid": "c", "resourceVersion": "2"}}
+    bound = {"accessModes": ["ReadWriteMany"], "volumeName": "pv-1"}
+    setting.cache.claims.put(claim | {"spec": bound, "status": {"phase": "Bound"}})
+    setting.cache.put_volume("pv-1", ())
+    await setting.reconciler.reconcile(KEY)
+    assert setting.attempt == 1
+    assert not [path for path in asked if "persistentvolumes" in path]
 
 
 async def test_somebody_elses_service_of_that_name_is_waited_for() -> None:

@@ -37,6 +37,12 @@ def read_terms(selector: Mapping[str, Any] | None) -> Terms:
     return tuple(made)
 
 
+def attachable_to(volume: Mapping[str, Any]) -> Terms:
+    """The terms of the nodes to which a PersistentVolume can be attached."""
+    affinity = (volume.get("spec") or {}).get("nodeAffinity") or {}
+    return read_terms(affinity.get("required"))
+
+
 def required_terms(pod: Mapping[str, Any]) -> Terms:
     """The terms that a pod spec requires of its node."""
     affinity = (pod.get("affinity") or {}).get("nodeAffinity") or {}
