@@ -58,8 +58,7 @@ class Job:
     launcher: Sequence[str] = ()
     example: str = "train.py"
     fresh: bool = False
-    """Each process an interpreter that imports all anew, as in a pod, and no fork of the server's. With a launcher, so
-    it is in any case."""
+    """Each process an interpreter that imports all anew, as in a pod, and no fork; with a launcher it is always so."""
     modules: Sequence[str] = ()
     """What a fork has imported beside torch."""
     brief_end: bool = False
@@ -152,4 +151,5 @@ def make_job(tmp_path: Path, server: Server) -> Callable[..., Job]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What forks this process first: where autograd has begun threads in it, no fork of it can use autograd."""
-    items.sort(key=lambda item: item.path.name != "test_lightning.py")
+    forking = ("test_lightning.py", "test_trainers.py")
+    items.sort(key=lambda item: item.path.name not in forking)
