@@ -1,57 +1,19 @@
 import json
 import os
-import runpy
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
-import torch._dynamo
-import torch.distributed.fsdp  # noqa: F401
+
+from tests.train_torch.forkserver import Forked, Server
 
 ROOT = Path(__file__).parents[2]
-
-
-class Forked:
-    """A program in a fork of this process, in which torch is imported already: the part of Popen that is used here."""
-
-    def __init__(self, words: Sequence[str], env: dict[str, str]) -> None:
-        reader, writer = os.pipe()
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(reader)
-            os._exit(self._run(words, env, writer))
-        os.close(writer)
-        self.stdout: IO[str] = os.fdopen(reader)
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def wait(self, timeout: float) -> int:
-        """The exit code; the output has been read to its end by now."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    @staticmethod
-    def _run(words: Sequence[str], env: dict[str, str], writer: int) -> int:
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-        os.environ.clear()
-        os.environ.update(env)
-        sys.argv = list(words)
-        try:
-            runpy.run_path(words[0], run_name="__main__")
-        except SystemExit as end:
-            return int(end.code or 0)
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-            return 1
-        return 0
 
 
 @dataclass
@@ -92,9 +54,14 @@ class Job:
     directory: Path
     world: int
     arguments: list[str]
-    launcher: list[str]
+    server: Server
+    launcher: Sequence[str] = ()
     example: str = "train.py"
-    forked: bool = False
+    fresh: bool = False
+    """Each process an interpreter that imports all anew, as in a pod, and no fork; with a launcher it is always so."""
+    modules: Sequence[str] = ()
+    """What a fork has imported beside torch."""
+    brief_end: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     attempts: list[list[Rank]] = field(default_factory=list)
 
@@ -130,12 +97,15 @@ class Job:
                 **variables,
             }
             words = [str(ROOT / "examples" / self.example), *self.arguments]
-            process = Forked(words, env) if self.forked else self._popen(words, env)
-            ranks.append(Rank(process, log, (self.directory / f"output-{number}-{rank}").open("w+")))
+            ranks.append(
+                Rank(self._run(words, env), log, (self.directory / f"output-{number}-{rank}").open("w+"))
+            )
         self.attempts.append(ranks)
         return ranks
 
-    def _popen(self, words: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    def _run(self, words: Sequence[str], env: dict[str, str]) -> subprocess.Popen[str] | Forked:
+        if not self.fresh and not self.launcher:
+            return self.server.run(words, env, self.modules, self.brief_end)
         command = [sys.executable, *self.launcher, *words]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -158,15 +128,22 @@ class Job:
         return digest
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    server = Server(ROOT)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def make_job(tmp_path: Path) -> Callable[..., Job]:
+def make_job(tmp_path: Path, server: Server) -> Callable[..., Job]:
     made: list[Job] = []
 
-    def make(world: int, *arguments: str, launcher: Sequence[str] = (), **how: Any) -> Job:
+    def make(world: int, *arguments: str, **how: Any) -> Job:
         directory = tmp_path / f"job-{len(made)}"
         directory.mkdir()
         words = ["--save-every", "8", "--print-every", "1", *arguments]
-        made.append(Job(directory, world, words, list(launcher), **how))
+        made.append(Job(directory, world, words, server, **how))
         return made[-1]
 
     return make
@@ -174,5 +151,5 @@ def make_job(tmp_path: Path) -> Callable[..., Job]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What forks this process first: where autograd has begun threads in it, no fork of it can use autograd."""
-    forking = ("test_trainers.py", "test_lightning.py", "test_twenty_interruptions.py")
+    forking = ("test_lightning.py", "test_trainers.py")
     items.sort(key=lambda item: item.path.name not in forking)

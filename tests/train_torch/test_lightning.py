@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import torch._dynamo
 from lightning.pytorch import LightningModule, Trainer
 from torch import distributed, nn
 from torch.multiprocessing.spawn import start_processes

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+import torch._dynamo
 from torch import distributed, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -251,7 +251,8 @@ def test_the_sharded_example_interrupted_or_not_gives_the_same_weights(
     make_job: Callable[..., Any], how: tuple[str, ...]
 ) -> None:
     expected = make_job(3, "--steps", "40", example="fsdp.py").finish()
-    job = make_job(3, "--steps", "40", "--seconds-per-step", "0.02", *how, example="fsdp.py")
+    slow = ("--seconds-per-step", "0.02")
+    job = make_job(3, "--steps", "40", *slow, *how, example="fsdp.py", fresh=not how)
     for at_step, number, code in [(5, SIGTERM, 143), (13, SIGKILL, None), (25, SIGINT, 143)]:
         ends = [rank.end() for rank in job.interrupt(at_step, number, rank=2)]
         if code:

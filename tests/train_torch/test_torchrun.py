@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ["-m", "spot_training.train", "-m", "spot_training.train.torchrun"]
@@ -41,6 +43,46 @@ for step in training.steps():
 """
 
 
+Stopping = tuple[subprocess.Popen[str], Path, list[str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stopping]:
+    """A program in its slow save, its termination log, and what it said: what else is tested here goes on meanwhile."""
+    directory = tmp_path_factory.mktemp("stopping")
+    script, log = directory / "script.py", directory / "termination-log"
+    script.write_text(SLOW)
+    log.touch()
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCHER, str(script)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "operator"),
+            "SPOT_CHECKPOINT_DIR": str(directory / "checkpoints"),
+            "SPOT_TERMINATION_LOG": str(log),
+            "SPOT_GRACE_SECONDS": str(2 * AGENT_WAITS),
+            **MEETING,
+            "PET_LOCAL_ADDR": "127.0.0.1",
+            "PET_RDZV_ENDPOINT": str(directory / "meeting"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    heard = []
+    for line in process.stdout:
+        heard.append(line)
+        if line == "training\n":
+            break
+    else:
+        pytest.fail(f"it never came to train: {''.join(heard)}")
+    process.send_signal(signal.SIGTERM)
+    yield process, log, heard
+    process.kill()
+    process.wait()
+
+
 def test_two_nodes_of_two_ranks_are_stopped_and_go_on_where_they_were(
     make_job: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -63,33 +105,10 @@ def test_two_nodes_of_two_ranks_are_stopped_and_go_on_where_they_were(
     assert job.attempts[-1][0].report()["resumedStep"] == stopped_at[0]
 
 
-def test_a_save_that_takes_longer_than_torchrun_waits_is_finished_within_the_grace(tmp_path: Path) -> None:
-    script, log = tmp_path / "script.py", tmp_path / "termination-log"
-    script.write_text(SLOW)
-    log.touch()
-    process = subprocess.Popen(
-        [sys.executable, *LAUNCHER, str(script)],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT / "operator"),
-            "SPOT_CHECKPOINT_DIR": str(tmp_path / "checkpoints"),
-            "SPOT_TERMINATION_LOG": str(log),
-            "SPOT_GRACE_SECONDS": str(2 * AGENT_WAITS),
-            **MEETING,
-            "PET_LOCAL_ADDR": "127.0.0.1",
-            "PET_RDZV_ENDPOINT": str(tmp_path / "meeting"),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    heard = []
-    for line in process.stdout:
-        heard.append(line)
-        if line == "training\n":
-            break
-    process.send_signal(signal.SIGTERM)
+def test_a_save_that_takes_longer_than_torchrun_waits_is_finished_within_the_grace(
+    stopping: Stopping,
+) -> None:
+    process, log, heard = stopping
     output, _ = process.communicate(timeout=4 * AGENT_WAITS)
     said = json.loads(log.read_text())
     assert (process.returncode, said["reason"]) == (143, "Preempted"), "".join(heard) + output

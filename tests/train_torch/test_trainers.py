@@ -4,25 +4,28 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch  # noqa: F401  forked programs need not import them again
 import pytest
 import torch
-import transformers  # noqa: F401
 from torch.utils.data import TensorDataset
 
 from spot_training.train import Training
 from spot_training.train.data import ResumableLoader
 
 SIGTERM, SIGINT, SIGKILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
+MODULES = {
+    "lightning_trainer.py": ("lightning.pytorch",),
+    "hf_trainer.py": ("transformers.trainer", "transformers.models.gpt2.modeling_gpt2"),
+}
 
 
 @pytest.mark.parametrize(("world", "how"), [(1, ()), (2, ("--background",))])
-@pytest.mark.parametrize("example", ["lightning_trainer.py", "hf_trainer.py"])
+@pytest.mark.parametrize("example", MODULES)
 def test_interrupted_or_not_the_weights_are_bitwise_equal(
     make_job: Callable[..., Any], example: str, world: int, how: tuple[str, ...]
 ) -> None:
-    expected = make_job(world, "--steps", "60", example=example, forked=True).finish()
-    job = make_job(world, "--steps", "60", "--seconds-per-step", "0.02", *how, example=example, forked=True)
+    program = {"example": example, "modules": MODULES[example], "brief_end": True}
+    expected = make_job(world, "--steps", "60", **program).finish()
+    job = make_job(world, "--steps", "60", "--seconds-per-step", "0.02", *how, **program)
     resumed = 0
     # 25 steps are an epoch of one rank in the one example, 16 in the other: 16 and 50 are the ends of such.
     for at_step, number in [(5, SIGTERM), (16, SIGINT), (29, SIGKILL), (50, SIGTERM)]:

@@ -23,8 +23,8 @@ def test_twenty_random_interruptions_change_no_bit(
     make_job: Callable[..., Any], example: str, world: int, how: tuple[str, ...]
 ) -> None:
     words = ("--steps", str(STEPS), "--batch", "16", *how)
-    expected = make_job(world, *words, example=example, forked=True).finish()
-    job = make_job(world, *words, example=example, forked=True)
+    expected = make_job(world, *words, example=example, brief_end=True).finish()
+    job = make_job(world, *words, example=example, brief_end=True)
     chance = random.Random(20261121 + world)
     resumed = 0
     for _ in range(INTERRUPTIONS):
