@@ -1,6 +1,7 @@
 """The process: it stands by, leads, and ends in order when it is told to."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from spot_training.control.main import leave_alone
 from spot_training.control.metrics import Metrics
 from tests.unit.control.objects import raw_node
 from tests.unit.control.server import Server, refusal, serving
@@ -134,3 +136,12 @@ async def test_the_tasks_are_counted() -> None:
     task = asyncio.create_task(asyncio.Event().wait())
     assert metrics.registry.get_sample_value("spot_operator_tasks") == before + 1
     task.cancel()
+
+
+def test_the_garbage_collector_passes_over_what_has_been_listed() -> None:
+    listed = {"nodes": ["a1"]}
+    try:
+        leave_alone()
+        assert not any(each is listed for each in gc.get_objects())
+    finally:
+        gc.unfreeze()
