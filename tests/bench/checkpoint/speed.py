@@ -2,7 +2,8 @@
 
 The program is a network of linear layers with AdamW, whose state has the size that is asked for. Each trial is a
 process of its own and measures everything once, what it is compared with right beside it, since a machine's speed
-changes from minute to minute.
+changes from minute to minute. What a load costs is measured in another process than the one that has saved: its
+memory is new, and its optimizer has made no step, as in a program that was just started.
 """
 
 import argparse
@@ -34,7 +35,10 @@ _BASE_STEPS: Final = 4
 
 
 class Program:
-    """A model, its optimizer, and a step; `size` is of the state, in bytes."""
+    """A model, its optimizer, and a step, of which none is made yet.
+
+    `size` is of the state after the first one, in bytes.
+    """
 
     def __init__(self, megabytes: int) -> None:
         layer = _WIDTH * (_WIDTH + 1) * 4 * 3  # weights and AdamW's two moments
@@ -44,8 +48,7 @@ class Program:
         )
         self.optimizer = torch.optim.AdamW(self.model.parameters())
         self.data = torch.randn(_BATCH, _WIDTH)
-        self.step()
-        self.size = sum(tensor.nbytes for tensor in self._tensors())
+        self.size = 3 * sum(parameter.nbytes for parameter in self.model.parameters())
 
     def step(self) -> None:
         """One step of training."""
@@ -69,13 +72,13 @@ class Program:
 def measure(directory: Path, megabytes: int, trial: int) -> dict[str, float]:
     """One trial: figures by name; times are seconds, memory is in states."""
     program = Program(megabytes)
+    program.step()
     figures: dict[str, float] = {}
     # First, since no memory has been given back to the allocator yet.
     _stall(program, directory, figures, overlapped=True)
     _stall(program, directory, figures, overlapped=False)
     figures["torch_save"] = _torch_save(program, directory / "plain.pt")
-    for part in (_write, _load)[:: 1 if trial % 2 else -1]:
-        part(program, directory, figures, trial)
+    _write(program, directory, figures, trial)
     return figures
 
 
@@ -147,17 +150,24 @@ def _write(program: Program, directory: Path, figures: dict[str, float], trial: 
     shutil.rmtree(directory / "write")
 
 
-def _load(program: Program, directory: Path, figures: dict[str, float], trial: int) -> None:
-    """Loading, against plain reading of as many bytes, with nothing of either in the page cache."""
+def save_for_load(directory: Path, megabytes: int, _: int) -> dict[str, float]:
+    """Save a checkpoint, and write a plain file of as many bytes, for `load` in another process."""
+    program = Program(megabytes)
+    program.step()
     training = Training(program.parts(), directory=directory / "load")
     training.load()
     training.step += 1
     training.save().wait()
     training.close()
-    expected = program.digest()
     plain.write(directory / "plain", program.size)
-    program.step()
-    assert program.digest() != expected
+    (directory / "digest").write_text(repr(program.digest()))
+    return {}
+
+
+def load(directory: Path, megabytes: int, trial: int) -> dict[str, float]:
+    """Loading, against plain reading of as many bytes, with nothing of either in the page cache."""
+    program = Program(megabytes)
+    figures: dict[str, float] = {}
     training = Training(program.parts(), directory=directory / "load")
 
     def load() -> None:
@@ -172,11 +182,15 @@ def _load(program: Program, directory: Path, figures: dict[str, float], trial: i
         gc.collect()
         plain.drop_from_cache(directory)
         work()
-    assert program.digest() == expected, "what was loaded is not what was saved"
+    assert program.digest() == float((directory / "digest").read_text()), (
+        "what was loaded is not what was saved"
+    )
     figures["load_ratio"] = figures["load_plain"] / figures["load"]
     training.close()
-    (directory / "plain").unlink()
+    for name in ("plain", "digest"):
+        (directory / name).unlink()
     shutil.rmtree(directory / "load")
+    return figures
 
 
 def _torch_save(program: Program, path: Path) -> float:
@@ -213,25 +227,42 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
+_PARTS: Final[dict[str, Callable[[Path, int, int], dict[str, float]]]] = {
+    part.__name__: part for part in (measure, save_for_load, load)
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--megabytes", type=int, required=True)
     parser.add_argument("--trials", type=int, default=1)
     parser.add_argument(
-        "--trial", type=int, help="do this one here; without it, each has a process of its own"
+        "--part", choices=_PARTS, help="do this of `--trial` here; each has a process of its own"
     )
+    parser.add_argument("--trial", type=int, default=0)
     arguments = parser.parse_args()
-    if arguments.trial is not None:
+    if arguments.part:
         logging.getLogger("spot_training.train").addHandler(logging.NullHandler())
-        print(json.dumps(measure(arguments.directory, arguments.megabytes, arguments.trial)))
+        part = _PARTS[arguments.part]
+        print(json.dumps(part(arguments.directory, arguments.megabytes, arguments.trial)))
         return
     samples: dict[str, list[float]] = defaultdict(list)
     for trial in range(arguments.trials):
-        words = [sys.executable, "-m", __spec__.name, *sys.argv[1:], "--trial", str(trial)]
-        output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
-        for name, value in json.loads(output).items():
-            samples[name].append(value)
+        for part in _PARTS:
+            words = [
+                sys.executable,
+                "-m",
+                __spec__.name,
+                *sys.argv[1:],
+                "--trial",
+                str(trial),
+                "--part",
+                part,
+            ]
+            output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+            for name, value in json.loads(output).items():
+                samples[name].append(value)
     print(json.dumps(samples))
 
 
