@@ -28,6 +28,15 @@ QUICK_SECONDS: Final = 0.003
 REST: Final = 4.0
 """After any other comes a rest of so many times its length: deciding takes a fifth of the processor at most."""
 
+MOST: Final = 512
+"""Jobs that a pass gives a place: those after them would not be begun before the next."""
+
+STOCK: Final = 128
+"""While so many have a place and are to be begun, it takes a twentieth: nobody waits for it then."""
+
+LONG_REST: Final = 20.0
+LONGEST_REST_SECONDS: Final = 5.0
+
 LAST: Final = -(1 << 31)
 """No pod has a lower priority (``metav1`` has it in 32 bits)."""
 
@@ -155,17 +164,27 @@ class Placer:
     def _pass(self) -> None:
         # Of the processor's time: on a busy machine the clock counts what others do meanwhile.
         started = time.thread_time()
-        self._choices = self._place(tuple(self._waiting.values()))
+        self._choices = self._place(tuple(self._waiting.values()), MOST)
         wakes = [each.wake_at for each in self._choices.values() if each.wake_at is not None]
         self._decided = self._cache.supply.version, min(wakes, default=None)
         took = time.thread_time() - started
-        if took > QUICK_SECONDS:
-            self._rested_at = asyncio.get_running_loop().time() + REST * took
+        all_decided = len(self._choices) == len(self._waiting)
+        if took > QUICK_SECONDS or not all_decided:
+            self._rested_at = asyncio.get_running_loop().time() + self._rest_after(took)
+        if not all_decided:
+            self._decided = (-1, None)
+            self.wake()
 
-    def _place(self, waiting: tuple[Waiting, ...]) -> dict[Key, Choice]:
+    def _rest_after(self, took: float) -> float:
+        """Seconds until the next pass may come, after one that took so long."""
+        if sum(1 for each in self._choices.values() if each.pool is not None) < STOCK:
+            return REST * took
+        return max(REST * took, min(LONG_REST * took, LONGEST_REST_SECONDS))
+
+    def _place(self, waiting: tuple[Waiting, ...], most: int | None = None) -> dict[Key, Choice]:
         opening = (each for made in self._opening.values() for each in made)
         reservations = (*self._cache.reservations(), *opening)
-        return place(waiting, self._cache.supply, reservations, self._provisioning(), self._now())
+        return place(waiting, self._cache.supply, reservations, self._provisioning(), self._now(), most)
 
     def _made(self, job: Job, request: Request) -> Waiting:
         shape = self._cache.shape_of(job, request.volumes, request.together, request.ceiling)

@@ -125,6 +125,46 @@ async def test_many_jobs_are_decided_in_one_pass_and_then_looked_at(monkeypatch:
     assert chosen == [job.key for job in setting.jobs[:5]]
 
 
+async def test_those_who_come_after_the_first_so_many_are_decided_in_the_next_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(placing, "MOST", 2)
+    setting = Setting(nodes=4, jobs=5)
+    setting.placer.expect(job.key for job in setting.jobs)
+    for job in setting.jobs:
+        assert setting.pool_for(job) is False
+        setting.placer.seen(job.key)
+    opened = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z"}
+    found: list[str | bool | None] = []
+    for number, job in enumerate(setting.jobs):
+        for _ in range(2000):
+            if job.key in setting.looked:
+                break
+            await asyncio.sleep(0.005)
+        choice = setting.placer.decide(job, setting.request(job))
+        assert choice is not None
+        found.append(choice.pool)
+        waiting = {each.key for each in setting.jobs[number + 1 :]}
+        assert len(waiting & set(setting.looked)) <= 2, "of those behind it two have a place at most"
+        if choice.pool is not None:
+            setting.placer.opening(job, choice)
+            setting.job(number, current=opened)
+            setting.placer.opened(job)
+    assert found == ["a", "a", "a", "a", None]
+
+
+def test_a_stock_of_places_makes_the_rests_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placing, "STOCK", 1)
+
+    async def rest(nodes: int) -> float:
+        setting = Setting(nodes=nodes, jobs=1)
+        setting.pool_for(setting.jobs[0])
+        return setting.placer._rest_after(0.1)
+
+    assert asyncio.run(rest(nodes=0)) == pytest.approx(0.4)
+    assert asyncio.run(rest(nodes=1)) == pytest.approx(2.0)
+
+
 async def test_numbers_alone_disturb_nobody() -> None:
     setting = Setting(nodes=1, jobs=1)
     (job,) = setting.jobs

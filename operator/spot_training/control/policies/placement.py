@@ -40,13 +40,22 @@ def place(
     reservations: Sequence[Reservation],
     provisioning: Mapping[str, int],
     now: float,
+    most: int | None = None,
 ) -> dict[Key, Choice]:
     """Decide for all jobs that wait. The same jobs, supply and time give the same decision.
 
-    ``provisioning``: by pool, gangs that wait already for an autoscaler's nodes.
+    ``provisioning``: by pool, gangs that wait already for an autoscaler's nodes. ``most``: when so many have been given
+    a place, nothing is decided for those that come after them.
     """
     made = _Pass(supply, reservations, provisioning, now)
-    return {each.key: made.decide(each) for each in sorted(waiting, key=lambda each: each.order)}
+    decided: dict[Key, Choice] = {}
+    placed = 0
+    for each in sorted(waiting, key=lambda each: each.order):
+        if placed == most:
+            break
+        choice = decided[each.key] = made.decide(each)
+        placed += choice.pool is not None
+    return decided
 
 
 class _Pass:
