@@ -1,6 +1,7 @@
 """Rows of the classification table on real pods: what API server, kubelet and runtime really say of them.
 
-In each story the first attempt (of one, the first three) ends in its own way, and the second one well. All are begun together.
+In each story the first attempt (in one the first three) ends in its own way, and the next one well. All are begun
+together.
 """
 
 import json
