@@ -249,20 +249,12 @@ def main() -> None:
         return
     samples: dict[str, list[float]] = defaultdict(list)
     for trial in range(arguments.trials):
-        for part in _PARTS:
-            words = [
-                sys.executable,
-                "-m",
-                __spec__.name,
-                *sys.argv[1:],
-                "--trial",
-                str(trial),
-                "--part",
-                part,
-            ]
+        for name in _PARTS:
+            chosen = ["--trial", str(trial), "--part", name]
+            words = [sys.executable, "-m", __spec__.name, *sys.argv[1:], *chosen]
             output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
-            for name, value in json.loads(output).items():
-                samples[name].append(value)
+            for figure, value in json.loads(output).items():
+                samples[figure].append(value)
     print(json.dumps(samples))
 
 
