@@ -88,7 +88,7 @@ async def wait_for_all(
 ) -> None:
     """Ask ``number`` until it is ``all_of_them``: more often the sooner that is, by the pace so far.
 
-    A list of thousands costs the API server more than some pods that are made. Raises TimeoutError like
+    Counting costs the API server time that is not in the bare client's figure. Raises TimeoutError like
     :func:`wait_for`.
     """
     began = time.monotonic()

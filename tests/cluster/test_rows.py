@@ -137,7 +137,7 @@ ROWS: Final = [
         "OOMKilled",
         (0, 3),
         {f"{CONTAINER}.resources": {"limits": {"memory": "64Mi"}}},
-        # containerd hears of the killing and of the exit apart, and kubelet asks at once: some have exit code 137 only.
+        # On a busy machine one had exit code 137 only: kubelet was told of the exit, and not of why.
         tries=3,
         instead="ExitCode",
     ),

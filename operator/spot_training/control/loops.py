@@ -2,7 +2,7 @@
 
 A loop that has thousands of things to do takes seconds to come round, and each thing that waits for an answer comes
 round several times. What has a deadline of its own is therefore in a thread of its own: there it waits for the
-interpreter's lock at most, a few milliseconds.
+interpreter's lock at most, which is a few milliseconds but where garbage is collected.
 """
 
 import asyncio
