@@ -45,7 +45,12 @@ def _most(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple
 
 
 def _costs(operator: int) -> Costs:
-    return Costs(_seconds(operator), _requests(kubectl("get", "--raw", "/metrics")))
+    return Costs(_seconds(operator), written())
+
+
+def written() -> dict[str, float]:
+    """How often the API server was asked to change something since it was started, by verb, resource and answer."""
+    return _requests(kubectl("get", "--raw", "/metrics"))
 
 
 def _seconds(operator: int) -> dict[str, float]:

@@ -83,21 +83,25 @@ async def wait_for(
         await asyncio.sleep(every)
 
 
+async def counted(number: Callable[[], Awaitable[int]], all_of_them: int, within: float) -> int:
+    """Ask ``number`` until it is ``all_of_them`` or the time is up, and return it.
+
+    It is asked more often the sooner that is, by the pace so far: counting costs the API server time.
+    """
+    began = time.monotonic()
+    while (there := await number()) < all_of_them and (passed := time.monotonic() - began) < within:
+        left = passed * (all_of_them - there) / there if there else 1.0
+        await asyncio.sleep(min(max(left / 3, 0.1), 5.0))
+    return there
+
+
 async def wait_for_all(
     what: str, number: Callable[[], Awaitable[int]], all_of_them: int, within: float
 ) -> None:
-    """Ask ``number`` until it is ``all_of_them``: more often the sooner that is, by the pace so far.
-
-    Counting costs the API server time that is not in the bare client's figure. Raises TimeoutError like
-    :func:`wait_for`.
-    """
-    began = time.monotonic()
-    while (there := await number()) < all_of_them:
-        passed = time.monotonic() - began
-        if passed > within:
-            raise TimeoutError(f"{what}: {there} of {all_of_them} within {within:.0f} s")
-        left = passed * (all_of_them - there) / there if there else 1.0
-        await asyncio.sleep(min(max(left / 3, 0.1), 5.0))
+    """Ask ``number`` like :func:`counted`. Raises TimeoutError that names ``what``."""
+    there = await counted(number, all_of_them, within)
+    if there < all_of_them:
+        raise TimeoutError(f"{what}: {there} of {all_of_them} within {within:.0f} s")
 
 
 async def make_namespace(bulk: Bulk, name: str) -> None:

@@ -15,6 +15,7 @@ from spot_training.control.connect import connection
 from spot_training.control.pods import pod, service
 from spot_training.control.read import read_job, read_pool
 from tests.bench import batch, crowd
+from tests.bench.controllers import controller_flags, settled
 from tests.bench.costs import noted
 from tests.bench.crowd import Bulk, Json, count
 from tests.bench.operator_process import OperatorProcess, operator_process
@@ -24,6 +25,11 @@ from tests.kit.kube import kubectl
 from tests.kit.shell import step
 
 WIDTHS: Final = (16, 32, 64, 128)
+LEASE_SECONDS: Final = 800
+"""Five thousand Leases that are renewed every 10 s are more than a machine of two processors has room for, and nodes
+that are taken for lost because of that, and found again, more than all that is measured here.
+"""
+PATIENT: Final = {"node-monitor-grace-period": "1h"}
 JOBS: Final = "bench-jobs"
 """The namespace: whoever makes pods of the jobs, one after the other, does it in the same with the same claims."""
 
@@ -51,7 +57,7 @@ async def measure(report: Report, size: Size) -> None:
         try:
             await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
             empty = await _resident(client, 0)
-            with kwok.running():
+            with controller_flags(PATIENT), kwok.running(LEASE_SECONDS):
                 with step(f"making {size.nodes} simulated nodes"):
                     await crowd.make_nodes(bulk, client, size.nodes)
                 grown = await _resident(client, size.nodes) - empty
@@ -60,9 +66,14 @@ async def measure(report: Report, size: Size) -> None:
                 with step(f"making {size.jobs} bound claims"):
                     await crowd.make_claims(bulk, JOBS, crowd.job_names(size.jobs))
                     await _bound(client)
-                bare = await _bare(report, where, client, size)
-                await batch.measure(report, bulk, client, size.jobs, size.pods, bare)
-                await _resume_and_reclaim(report, bulk, client, size, bare)
+                width, first = await _bare(report, where, client, size)
+                await batch.measure(report, bulk, client, size.jobs, size.pods, first)
+                await _cold_start(report, bulk, client, size, first)
+                # Machines grow slower and quicker within the hour that this takes.
+                async with Bulk(where, width) as bare_client:
+                    second = await _bare_once(bare_client, client, size.jobs, size.pods)
+                report.trials("bare_client_create_seconds", (first, second), "s")
+                await _resume_and_reclaim(report, bulk, client, size, (first + second) / 2)
         finally:
             await _crowd_away(bulk, client)
 
@@ -80,8 +91,8 @@ async def _resident(client: Client, nodes: int) -> float:
         return operator.resident_mib()
 
 
-async def _bare(report: Report, where: Connection, client: Client, size: Size) -> float:
-    """Seconds in which a bare client makes the same objects, at the best of several widths."""
+async def _bare(report: Report, where: Connection, client: Client, size: Size) -> tuple[int, float]:
+    """The best of several widths, and the seconds in which a bare client makes the same objects at that."""
     trial = max(20, size.jobs // 20)
     rates: dict[int, float] = {}
     for width in WIDTHS:
@@ -93,8 +104,7 @@ async def _bare(report: Report, where: Connection, client: Client, size: Size) -
     async with Bulk(where, best) as bulk:
         costs = noted(report, "bare client")
         seconds = await _bare_once(bulk, client, size.jobs, size.pods, costs)
-    report.value("bare_client_create_seconds", seconds, "s")
-    return seconds
+    return best, seconds
 
 
 async def _bare_once(
@@ -116,6 +126,7 @@ async def _bare_once(
         path = f"/api/v1/namespaces/{JOBS}/pods"
         await bulk.all(bulk.send("POST", path, pod(job, 1, index, pool)) for index in range(pods))
 
+    await settled(within=300)
     with costs or nullcontext(), step(f"a bare client makes {jobs * pods} pods"):
         began = time.monotonic()
         await bulk.all(one(raw) for raw in listed)
@@ -126,10 +137,10 @@ async def _bare_once(
 
 async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
     raised = next((row.value for row in report.rows if row.name == "batch_jobs_raised_create_seconds"), None)
-    await _cold_start(report, bulk, client, size, bare)
     await _make_jobs(bulk, size.jobs, size.pods)
     async with operator_process() as operator:
         await _observed(client, size)
+        await settled(within=300)
         idle = operator.resident_mib()
         began = time.monotonic()
         cpu = operator.cpu_seconds()
@@ -155,6 +166,7 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
 
 async def _cold_start(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
     await _make_jobs(bulk, size.jobs, size.pods, resumed=True)
+    await settled(within=300)
     began = time.monotonic()
     async with operator_process():
         with step(f"a cold start with {size.jobs} jobs that wait"):

@@ -51,9 +51,13 @@ class Ledger:
         self._kept_in: dict[str, set[str]] = defaultdict(set)
         self.changes: dict[str, int] = defaultdict(int)
         """By pool, how often what is left there has changed."""
-        known = [each for each in reservations if each.pool in supply.pools]
-        for each in sorted(known, key=self._hardest):
-            self.take(each.pool, each.shape, each.pods, each.avoid, node=each.node)
+        pods: dict[tuple[str, Shape, frozenset[str], str], int] = defaultdict(int)
+        for each in reservations:
+            if each.pool in supply.pools:
+                # Hundreds of gangs alike are laid as one: the same nodes in the same order.
+                pods[each.pool, each.shape, each.avoid, each.node] += each.pods
+        for pool, shape, avoid, node in sorted(pods, key=self._hardest):
+            self.take(pool, shape, pods[pool, shape, avoid, node], avoid, node=node)
 
     def slots(self, pool: str, shape: Shape, avoid: Set[str] = frozenset()) -> int:
         """How many pods of the shape fit into the pool, on other nodes than those."""
@@ -202,8 +206,9 @@ class Ledger:
                 if found.fullest is not None and name in found.base.spots and found.at(name) > 0:
                     heapq.heappush(found.fullest, (left, name))
 
-    def _hardest(self, each: Reservation) -> tuple[object, ...]:
+    def _hardest(self, kind: tuple[str, Shape, frozenset[str], str]) -> tuple[object, ...]:
         """What makes it come before others: its one node, its GPUs, the few nodes that take it."""
-        gpus = max((amount for name, amount in each.shape.needs if "/" in name), default=0)
-        takes = self._supply.fit(each.pool, each.shape).attachable - len(each.avoid)
-        return not each.node, -gpus, each.pool, takes, each.shape.needs, each.pods
+        pool, shape, avoid, node = kind
+        gpus = max((amount for name, amount in shape.needs if "/" in name), default=0)
+        takes = self._supply.fit(pool, shape).attachable - len(avoid)
+        return not node, -gpus, pool, takes, shape.needs

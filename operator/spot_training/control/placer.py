@@ -22,11 +22,11 @@ from spot_training.control.world import Job, Reservation
 
 Key = tuple[str, str]
 
-QUICK_SECONDS: Final = 0.003
-"""Of processor time; a pass that takes no longer may follow on another."""
-
 REST: Final = 4.0
-"""After any other comes a rest of so many times its length: deciding takes a fifth of the processor at most."""
+"""A pass is followed by a rest of so many times its processor time: deciding takes a fifth of it at most."""
+
+AHEAD_SECONDS: Final = 0.05
+"""So much of the rests can be put off: where few jobs wait, a dozen passes may follow on each other."""
 
 MOST: Final = 512
 """Jobs that a pass gives a place: those after them would not be begun before the next."""
@@ -58,7 +58,7 @@ class Placer:
         self._unseen: set[Key] = set()
         self._decided: tuple[int, float | None] = (-1, None)
         self._due: asyncio.TimerHandle | None = None
-        self._rested_at = 0.0
+        self._rested_at = -math.inf
 
     def __len__(self) -> int:
         """Jobs that wait for a pool."""
@@ -83,7 +83,7 @@ class Placer:
             self._choices.pop(job.key, None)
             self._decided = (-1, None)
         if not self._holds():
-            if self._unseen or asyncio.get_running_loop().time() < self._rested_at:
+            if self._unseen or self._rests_for() > 0:
                 self.wake()
             else:
                 self._pass()
@@ -142,8 +142,7 @@ class Placer:
     def wake(self) -> None:
         """Something has changed that may give room: decide soon."""
         if self._due is None and self._waiting and not self._unseen:
-            loop = asyncio.get_running_loop()
-            self._due = loop.call_later(max(0.0, self._rested_at - loop.time()), self._run)
+            self._due = asyncio.get_running_loop().call_later(max(0.0, self._rests_for()), self._run)
 
     def _run(self) -> None:
         self._due = None
@@ -169,11 +168,14 @@ class Placer:
         self._decided = self._cache.supply.version, min(wakes, default=None)
         took = time.thread_time() - started
         all_decided = len(self._choices) == len(self._waiting)
-        if took > QUICK_SECONDS or not all_decided:
-            self._rested_at = asyncio.get_running_loop().time() + self._rest_after(took)
+        self._rested_at = max(self._rested_at, asyncio.get_running_loop().time()) + self._rest_after(took)
         if not all_decided:
             self._decided = (-1, None)
             self.wake()
+
+    def _rests_for(self) -> float:
+        """Seconds until the next pass may come; 0 or less: now."""
+        return self._rested_at - AHEAD_SECONDS - asyncio.get_running_loop().time()
 
     def _rest_after(self, took: float) -> float:
         """Seconds until the next pass may come, after one that took so long."""

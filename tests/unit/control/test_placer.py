@@ -112,7 +112,7 @@ async def test_a_job_that_only_asks_comes_after_all_that_wait() -> None:
 
 
 async def test_many_jobs_are_decided_in_one_pass_and_then_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placing, "QUICK_SECONDS", 0.0)
+    monkeypatch.setattr(placing, "AHEAD_SECONDS", 0.0)
     monkeypatch.setattr(placing, "REST", 1000.0)
     setting = Setting(nodes=5, jobs=80)
     told = [setting.pool_for(job) for job in setting.jobs]
@@ -182,17 +182,6 @@ async def test_numbers_alone_disturb_nobody() -> None:
     setting.placer.wake()
     await asyncio.sleep(0.001)
     assert setting.looked == [job.key]
-
-
-@pytest.mark.parametrize("told", [100, None])
-async def test_the_priority_is_what_the_api_server_resolves(told: int | None) -> None:
-    class Server:
-        async def create(self, path: str, body: Json, **query: str) -> Json:
-            return body | {"spec": body["spec"] | {"priority": told}}
-
-    setting = Setting(nodes=1, jobs=1)
-    applier = Applier(cast(Client, Server()), setting.cache)
-    assert await applier.dry_run(setting.jobs[0], None) == Accepted(told or 0)
 
 
 async def test_a_priority_that_is_only_just_known_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ Step = tuple[str, dict[str, Any]]
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that fails must fail again: nothing may depend on how much else the processor has to do."""
-    monkeypatch.setattr(placer, "QUICK_SECONDS", math.inf)
+    monkeypatch.setattr(placer, "AHEAD_SECONDS", math.inf)
 
 
 def drawn(kind: type[Machine], seed: int) -> tuple[int, list[Step]]:
