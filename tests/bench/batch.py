@@ -35,7 +35,7 @@ async def _once(
     path = f"/apis/batch/v1/namespaces/{namespace}/jobs"
     labels = crowd.job_names(jobs)
     await bulk.all(bulk.send("POST", path, crowd.batch_job(namespace, name, pods)) for name in labels)
-    await settled(within=300)
+    await settled()
     with step(f"batch/v1 Jobs, {label} limits"):
         began = time.monotonic()
         await bulk.all(bulk.patch(f"{path}/{name}", {"spec": {"suspend": False}}) for name in labels)

@@ -22,6 +22,8 @@ HEARTBEATS: Final = ("leases", "nodes/status", "events")
 QUIET: Final = 5.0
 """Writes in a second, besides heartbeats: what a cluster of four nodes makes by itself."""
 QUIET_SECONDS: Final = 3.0
+SETTLED_SECONDS: Final = 900.0
+"""The controller manager takes 28 nodes in a second for ready, and clears away twenty services."""
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def controller_flags(flags: Mapping[str, str]) -> Iterator[None]:
         _write_manifest(before)
 
 
-async def settled(within: float) -> None:
+async def settled(within: float = SETTLED_SECONDS) -> None:
     """Wait until the cluster writes nothing but heartbeats: what was deleted goes on being cleared away for long.
 
     Raises TimeoutError that says what is still written.
@@ -56,9 +58,7 @@ async def settled(within: float) -> None:
 
 
 def _writes() -> dict[str, float]:
-    return {
-        name: value for name, value in written().items() if name.split()[1] not in HEARTBEATS
-    }
+    return {name: value for name, value in written().items() if name.split()[1] not in HEARTBEATS}
 
 
 def _write_manifest(text: str) -> None:

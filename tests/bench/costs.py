@@ -35,7 +35,7 @@ def noted(report: Report, what: str, operator: int = 0) -> Iterator[None]:
     after = _costs(operator)
     used = ", ".join(f"{name} {more:.1f} s" for name, more in _most(before.seconds, after.seconds))
     asked = ", ".join(f"{name} {more:.0f}" for name, more in _most(before.requests, after.requests))
-    report.notes.append(f"{what}: processor time: {used}; requests: {asked}")
+    report.note(f"{what}: processor time: {used}; requests: {asked}")
 
 
 def _most(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -59,7 +59,7 @@ class Report:
         self, name: str, value: float, unit: str, goal: str | None = None, baseline: float | None = None
     ) -> None:
         """A figure that was measured or counted once."""
-        self.rows.append(Row(name, value, unit, goal, baseline, _ratio(value, baseline)))
+        self._add(Row(name, value, unit, goal, baseline, _ratio(value, baseline)))
 
     def trials(
         self,
@@ -75,7 +75,7 @@ class Report:
         if not samples:
             raise ValueError(f"{name}: no trial was measured")
         value = statistics.median(samples) if percentile == 50 else nearest_rank(samples, percentile)
-        self.rows.append(
+        self._add(
             Row(
                 name=name,
                 value=value,
@@ -89,6 +89,16 @@ class Report:
                 max=max(samples),
             )
         )
+
+    def _add(self, row: Row) -> None:
+        self.rows.append(row)
+        # Some take the better part of an hour: what is known is said.
+        print(f"    {row.name}: {_shown(row.value)} {row.unit}", flush=True)
+
+    def note(self, text: str) -> None:
+        """Something to be told besides the figures."""
+        self.notes.append(text)
+        print(f"    {text}", flush=True)
 
     def missed(self) -> list[str]:
         """A line for each goal that was missed."""

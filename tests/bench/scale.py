@@ -126,7 +126,7 @@ async def _bare_once(
         path = f"/api/v1/namespaces/{JOBS}/pods"
         await bulk.all(bulk.send("POST", path, pod(job, 1, index, pool)) for index in range(pods))
 
-    await settled(within=300)
+    await settled()
     with costs or nullcontext(), step(f"a bare client makes {jobs * pods} pods"):
         began = time.monotonic()
         await bulk.all(one(raw) for raw in listed)
@@ -140,7 +140,7 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
     await _make_jobs(bulk, size.jobs, size.pods)
     async with operator_process() as operator:
         await _observed(client, size)
-        await settled(within=300)
+        await settled()
         idle = operator.resident_mib()
         began = time.monotonic()
         cpu = operator.cpu_seconds()
@@ -166,7 +166,7 @@ async def _resume_and_reclaim(report: Report, bulk: Bulk, client: Client, size: 
 
 async def _cold_start(report: Report, bulk: Bulk, client: Client, size: Size, bare: float) -> None:
     await _make_jobs(bulk, size.jobs, size.pods, resumed=True)
-    await settled(within=300)
+    await settled()
     began = time.monotonic()
     async with operator_process():
         with step(f"a cold start with {size.jobs} jobs that wait"):

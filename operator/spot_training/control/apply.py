@@ -25,7 +25,7 @@ from spot_training.control.world import Job
 
 logger = logging.getLogger(__name__)
 
-MAX_CONCURRENT = 64
+MAX_CONCURRENT = 128
 NOT_FOUND, CONFLICT, FORBIDDEN, TOO_MANY = 404, 409, 403, 429
 PASSING = frozenset({401, NOT_FOUND, 408, CONFLICT, TOO_MANY})
 """Of the codes from 400 to 499, those that say nothing against what was sent."""

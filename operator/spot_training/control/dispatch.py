@@ -42,7 +42,7 @@ class _Pace:
 class Dispatcher:
     """Calls ``work(key)`` for the keys that are added; what it returns is when to call it again, in seconds."""
 
-    def __init__(self, work: Callable[[Hashable], Awaitable[float | None]], workers: int = 64) -> None:
+    def __init__(self, work: Callable[[Hashable], Awaitable[float | None]], workers: int = 128) -> None:
         self._work = work
         self._closed = False
         self._workers = workers
