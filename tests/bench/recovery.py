@@ -168,7 +168,7 @@ def _tell(report: Report, prefix: str, found: list[Trial], created: str | None, 
         report.value(f"{prefix}_{what}_p95_seconds", nearest_rank(samples, 95), "s")
     medians = {stage: statistics.median(each.stages[stage] for each in found) for stage in STAGES}
     steps = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in medians.items())
-    report.notes.append(f"{prefix}: from the mark until the last pod was {steps} (medians)")
+    report.note(f"{prefix}: from the mark until the last pod was {steps} (medians)")
     report.value(f"{prefix}_late_trials", late(found), "trials", f"0 longer than {JOB_TIMEOUT:.0f} s")
 
 

@@ -2,14 +2,11 @@
 
 import asyncio
 import dataclasses
-from typing import cast
 
 import pytest
 
 from spot_training.api.job import SpotTrainingJobSpec
-from spot_training.cluster.client import Client
 from spot_training.control import placer as placing
-from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.placer import Placer
 from spot_training.control.policies.demand import Request

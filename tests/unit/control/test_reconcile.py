@@ -6,13 +6,11 @@ from typing import Any, cast
 import pytest
 
 from spot_training.cluster.client import ApiError, Client
-from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
-from spot_training.control.read import read_job
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.world import Job, Refusal
+from spot_training.control.world import Job
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.sim import Sim, refused
 
