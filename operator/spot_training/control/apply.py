@@ -21,7 +21,7 @@ from spot_training.control.act import (
 )
 from spot_training.control.cache import Cache
 from spot_training.control.patch import merge_patch
-from spot_training.control.world import Job
+from spot_training.control.world import Accepted, Job, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,24 @@ class Applier:
         self._cache.jobs.put(raw)
         return self._cache.jobs.items[job.key]
 
+    async def dry_run(self, job: Job, pool: Pool | None) -> Accepted | Refusal:
+        """Whether the API server would take pod 0; strict, so that a misspelt field is refused, too."""
+        attempt = (job.status.current.attempt if job.status.current else 0) + 1
+        body = manifests.pod(job, attempt, 0, pool)
+        # A pod of that name may be there from an attempt that was never recorded; the name is not in question.
+        body["metadata"]["name"] = f"{job.name}-dry-run"
+        try:
+            made = await self._client.create(
+                core_path(job.namespace, "pods"), body, dryRun="All", fieldValidation="Strict"
+            )
+        except ApiError as error:
+            if error.code == FORBIDDEN:
+                return Refusal(f"the API server refuses the pods: {error.message}", temporary=True)
+            if _refuses(error) or error.code == NOT_FOUND:
+                return Refusal(f"the API server refuses the template: {error.message}", temporary=False)
+            raise
+        return Accepted(made["spec"].get("priority") or 0)
+
     async def perform(self, job: Job, actions: Iterable[Action]) -> None:
         """Perform the actions: claim and service first, pods side by side. Raises the first error, after all."""
         first = [each for each in actions if isinstance(each, CreateClaim | CreateService)]
@@ -108,7 +126,7 @@ class Applier:
         try:
             return await self._client.create(core_path(job.namespace, plural), body)
         except ApiError as error:
-            if refuses(error):
+            if _refuses(error):
                 raise RefusedError(
                     error.code, error.reason, error.message, error.details, error.retry_after
                 ) from error
@@ -190,6 +208,5 @@ class Applier:
                 raise
 
 
-def refuses(error: ApiError) -> bool:
-    """Whether the API server does not want what was sent, whenever it is sent."""
+def _refuses(error: ApiError) -> bool:
     return 400 <= error.code < 500 and error.code not in PASSING

@@ -18,7 +18,6 @@ from spot_training.control.claims import volumes_of
 from spot_training.control.coalesce import may_wait, wait_seconds
 from spot_training.control.complaints import Complaints
 from spot_training.control.draft import Plan
-from spot_training.control.dryruns import DryRuns
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
 from spot_training.control.placer import Placer
@@ -68,7 +67,6 @@ class Reconciler:
         self._clock = clock
         self._waiting = waiting
         self._applier = Applier(client, cache, look)
-        self._dry_runs = DryRuns(client)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}
@@ -109,8 +107,6 @@ class Reconciler:
         except Exception as error:
             # The next pass puts it into the job's condition; the dispatcher sees to it that there is one.
             self._obstacles[job.key] = (job.status.current.attempt if job.status.current else 0, error)
-            if isinstance(error, RefusedError):
-                self._dry_runs.forget(job.namespace)
             raise
         self._obstacles.pop(job.key, None)
         self._cache.forget_tombstones(job)
@@ -206,7 +202,7 @@ class Reconciler:
         if Ask.VOLUMES in asks:
             await self._volumes(job)
         if Ask.DRY_RUN in asks:
-            facts.dry_run = await self._dry_runs.ask(job, self._likely_pool(job))
+            facts.dry_run = await self._applier.dry_run(job, self._likely_pool(job))
 
     def _likely_pool(self, job: Job) -> Pool | None:
         """A pool that the job's pods may be made in; each has its own selector and tolerations."""

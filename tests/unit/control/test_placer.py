@@ -2,11 +2,14 @@
 
 import asyncio
 import dataclasses
+from typing import cast
 
 import pytest
 
 from spot_training.api.job import SpotTrainingJobSpec
+from spot_training.cluster.client import Client
 from spot_training.control import placer as placing
+from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.placer import Placer
 from spot_training.control.policies.demand import Request
@@ -179,6 +182,17 @@ async def test_numbers_alone_disturb_nobody() -> None:
     setting.placer.wake()
     await asyncio.sleep(0.001)
     assert setting.looked == [job.key]
+
+
+@pytest.mark.parametrize("told", [100, None])
+async def test_the_priority_is_what_the_api_server_resolves(told: int | None) -> None:
+    class Server:
+        async def create(self, path: str, body: Json, **query: str) -> Json:
+            return body | {"spec": body["spec"] | {"priority": told}}
+
+    setting = Setting(nodes=1, jobs=1)
+    applier = Applier(cast(Client, Server()), setting.cache)
+    assert await applier.dry_run(setting.jobs[0], None) == Accepted(told or 0)
 
 
 async def test_a_priority_that_is_only_just_known_counts(monkeypatch: pytest.MonkeyPatch) -> None:

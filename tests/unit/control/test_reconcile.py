@@ -6,11 +6,13 @@ from typing import Any, cast
 import pytest
 
 from spot_training.cluster.client import ApiError, Client
+from spot_training.control.apply import Applier
 from spot_training.control.cache import Cache
 from spot_training.control.events import Announcer
 from spot_training.control.metrics import Metrics
+from spot_training.control.read import read_job
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.world import Job
+from spot_training.control.world import Job, Refusal
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.sim import Sim, refused
 
@@ -378,3 +380,26 @@ async def test_a_write_that_fails_costs_no_second_dry_run() -> None:
     setting.answer("patch", patch)
     await setting.reconciler.reconcile(KEY)
     assert (setting.attempt, len(dry_runs)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "temporary"), [(403, True), (422, False), (400, False), (429, None), (500, None)]
+)
+async def test_what_a_refused_dry_run_means(code: int, temporary: bool | None) -> None:
+    setting = Setting()
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    async def create(path: str, body: Json, **query: str) -> Json:
+        asked.append((body["metadata"]["name"], query))
+        raise refused(code, "Word", "in the API server's own words")
+
+    setting.answer("create", create)
+    applier, job = Applier(setting.client, setting.cache), read_job(setting.sim.job)
+    if temporary is None:
+        with pytest.raises(Exception, match="own words"):
+            await applier.dry_run(job, None)
+    else:
+        said = await applier.dry_run(job, None)
+        assert isinstance(said, Refusal)
+        assert (said.temporary, said.message.endswith("in the API server's own words")) == (temporary, True)
+    assert asked == [("job-dry-run", {"dryRun": "All", "fieldValidation": "Strict"})]
