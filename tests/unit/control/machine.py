@@ -50,19 +50,23 @@ class Machine(RuleBasedStateMachine):
 
     writer = "Other"
 
-    @initialize(replicas=st.sampled_from(SIZES))
-    def begin(self, replicas: int) -> None:
+    def job(self, replicas: int) -> Json:
+        """What the user has applied."""
         job = raw_job()
         job["spec"]["replicas"] = replicas
         job["spec"]["checkpoint"]["writer"] = self.writer
         job["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"nvidia.com/gpu": 4}}
         job["spec"]["recovery"] = {"maxFailures": 2, "retryableExitCodes": [42]}
+        return job
+
+    @initialize(replicas=st.sampled_from(SIZES))
+    def begin(self, replicas: int) -> None:
         pool = {
             "metadata": {"name": "a", "uid": "pool", "resourceVersion": "1", "generation": 1},
             "spec": {"nodeSelector": {"pool": "a"}},
         }
         self.loop = asyncio.new_event_loop()
-        self.sim = Sim(job, pool, NODES)
+        self.sim = Sim(self.job(replicas), pool, NODES)
         self.replicas = replicas
         self.crashed: set[Attempt] = set()
         self.trouble: set[Attempt] = set()

@@ -39,8 +39,11 @@ class Operated:
 
     def list(self) -> None:
         """What is there comes in; of what is there no more nobody says anything."""
-        for raw in (self.sim.job, *self.sim.others.values()):
+        mine = () if self.sim.gone else (self.sim.job,)
+        for raw in (*mine, *self.sim.others.values()):
             self.cache.jobs.put(raw)
+        for raw in self.sim.claims.values():
+            self.cache.claims.put(raw)
         for raw in self.sim.nodes.values():
             self.cache.nodes.put(raw)
         for raw in self.sim.pods.values():
@@ -50,10 +53,12 @@ class Operated:
         """What the list does not have is gone, as the operator finds it now and then."""
         for name in [name for name in self.cache.nodes.items if name not in self.sim.nodes]:
             self.cache.nodes.drop(name)
-        for job in [
-            job for job in self.cache.jobs.items.values() if job.name not in {"job", *self.sim.others}
-        ]:
+        jobs = {*self.sim.others, *(() if self.sim.gone else ("job",))}
+        for job in [job for job in self.cache.jobs.items.values() if job.name not in jobs]:
             self._forget(job.key, job.uid)
+        claims = {CLAIM["metadata"]["name"], OTHER_CLAIM["metadata"]["name"], *self.sim.claims}
+        for key in [key for key in self.cache.claims.items if key[1] not in claims]:
+            self.cache.claims.drop(key)
         there = {pod["metadata"]["uid"] for pod in self.sim.pods.values()}
         for pod in [pod for pod in self.cache.pods.items.values() if pod.uid not in there]:
             self.cache.bury(pod)
@@ -63,13 +68,29 @@ class Operated:
         for kind, type_, raw in self.sim.watch[:count]:
             if kind == "pods":
                 self.cache.remove_pod(raw) if type_ == "DELETED" else self.cache.put_pod(raw)
-            elif kind == "nodes" and type_ == "DELETED":
-                self.cache.nodes.drop(raw["metadata"]["name"], raw["metadata"]["uid"])
             elif type_ == "DELETED":
-                self._forget((raw["metadata"]["namespace"], raw["metadata"]["name"]), raw["metadata"]["uid"])
+                self._gone(kind, raw["metadata"])
             else:
-                (self.cache.jobs if kind == "jobs" else self.cache.nodes).put(raw)
+                self._take(kind, raw)
         del self.sim.watch[:count]
+
+    def _take(self, kind: str, raw: Json) -> None:
+        match kind:
+            case "nodes":
+                self.cache.nodes.put(raw)
+            case "claims":
+                self.cache.claims.put(raw)
+            case "jobs":
+                self.cache.jobs.put(raw)
+
+    def _gone(self, kind: str, meta: Json) -> None:
+        match kind:
+            case "nodes":
+                self.cache.nodes.drop(meta["name"], meta["uid"])
+            case "claims":
+                self.cache.claims.drop((meta["namespace"], meta["name"]), meta["uid"])
+            case "jobs":
+                self._forget((meta["namespace"], meta["name"]), meta["uid"])
 
     def _forget(self, key: Key, uid: str) -> None:
         self.cache.jobs.drop(key, uid)

@@ -42,6 +42,12 @@ class Sim:
         self.leases: dict[str, float] = {}
         self.watch: list[tuple[str, str, Json]] = []
         self.services: set[str] = set()
+        self.claims: dict[str, Json] = {}
+        """Those that were made here, by name."""
+        self.quota: int | None = None
+        """How many pods that have not ended the namespace may have."""
+        self.gone = False
+        """The job has been deleted."""
         self.created: list[str] = []
         """Names of all pods that were ever made."""
         self.lose = 0
@@ -80,16 +86,20 @@ class Sim:
 
     def named(self, name: str) -> Json:
         """The job of that name; refused where there is none."""
-        known = self.job if name == self.job["metadata"]["name"] else self.others.get(name)
+        mine = name == self.job["metadata"]["name"] and not self.gone
+        known = self.job if mine else self.others.get(name)
         if known is None:
             raise refused(404, "NotFound", name)
         return known
 
     async def create(self, path: str, body: Json, **query: str) -> Json:
         if query.get("dryRun"):
+            self._check_quota()
             return body
         self.before_write()
         name = body["metadata"]["name"]
+        if path.endswith("/persistentvolumeclaims"):
+            return self._answer(self._create_claim(body))
         if path.endswith("/services"):
             if name in self.services:
                 raise refused(409, "AlreadyExists", name)
@@ -99,6 +109,7 @@ class Sim:
         if name in self.pods:
             raise refused(409, "AlreadyExists", name)
         self.check_creation(body)
+        self._check_quota()
         self._uids += 1
         made: Json = copied(body)
         made["metadata"] |= {
@@ -120,25 +131,81 @@ class Sim:
         assert not current.get("stop"), f"a stopped attempt gets a pod: {current}"
         assert not current.get("end"), f"an ended attempt gets a pod: {current}"
 
+    def _check_quota(self) -> None:
+        there = sum(pod["status"]["phase"] in ("Pending", "Running") for pod in self.pods.values())
+        if self.quota is not None and there >= self.quota:
+            raise refused(403, "Forbidden", "exceeded quota: pods")
+
+    def _create_claim(self, body: Json) -> Json:
+        name = body["metadata"]["name"]
+        if name in self.claims:
+            raise refused(409, "AlreadyExists", name)
+        self._uids += 1
+        made: Json = copied(body)
+        made["metadata"]["uid"] = f"claim-{self._uids}"
+        made["status"] = {"phase": "Bound"}
+        self.claims[name] = made
+        self.created.append(name)
+        return self._tell("claims", "ADDED", made)
+
     async def patch(self, path: str, body: Json, **_: Any) -> Json:
-        assert path.endswith("/status"), path
         self.before_write()
+        if "persistentvolumeclaims" in path:
+            return self._answer(self._patch_claim(path.rsplit("/", 1)[1], body["metadata"]))
+        assert path.endswith("/status"), path
         job = self.named(path.split("/")[-2])
         if body["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
             raise refused(409, "Conflict", "the object has been modified")
         job["status"] = merged(job.get("status", {}), body["status"])
         return self._answer(self._tell("jobs", "MODIFIED", job))
 
+    def _patch_claim(self, name: str, metadata: Json) -> Json:
+        claim = self.claims.get(name)
+        if claim is None:
+            raise refused(404, "NotFound", name)
+        if metadata.get("uid", claim["metadata"]["uid"]) != claim["metadata"]["uid"]:
+            raise refused(409, "Conflict", "the UID in the precondition")
+        claim["metadata"] = merged(claim["metadata"], metadata)
+        return self._tell("claims", "MODIFIED", claim)
+
     async def delete(
         self, path: str, *, uid: str | None = None, grace: int | None = None, propagation: str | None = None
     ) -> Json:
         self.before_write()
+        if "spottrainingjobs" in path:
+            return self._answer(self._delete_finished(path.rsplit("/", 1)[1], uid))
         pod = self.pods.get(path.rsplit("/", 1)[1])
         if pod is None:
             raise refused(404, "NotFound", path)
         if pod["metadata"]["uid"] != uid:
             raise refused(409, "Conflict", "the UID in the precondition")
         return self._answer(self.delete_pod(pod, grace))
+
+    def _delete_finished(self, name: str, uid: str | None) -> Json:
+        """The operator deletes the job, as it may when its time to live after its end is over."""
+        job = self.named(name)
+        assert job["metadata"]["uid"] == uid, f"another job than {uid} would be deleted"
+        ttl, status = job["spec"].get("ttlSecondsAfterFinished"), job["status"]
+        assert status.get("phase") in ("Succeeded", "Failed"), f"{name} is deleted before its end: {status}"
+        assert self.now >= parse_time(status["completionTime"]) + ttl, f"{name} is deleted before its time"
+        self.gone = True
+        self._collect(job)
+        return self._tell("jobs", "DELETED", job)
+
+    def _collect(self, job: Json) -> None:
+        """What the garbage collector does once the job is gone."""
+        name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+        self.services.discard(name)
+        for pod in list(self.pods.values()):
+            if pod["metadata"]["labels"]["spot.training/job"] == name:
+                self.delete_pod(pod)
+        for claim in list(self.claims.values()):
+            if [each["uid"] for each in claim["metadata"].get("ownerReferences") or ()] == [uid]:
+                self.delete_claim(claim["metadata"]["name"])
+
+    def delete_claim(self, name: str) -> None:
+        """Somebody deletes it, and nobody uses it."""
+        self._tell("claims", "DELETED", self.claims.pop(name))
 
     def delete_pod(self, pod: Json, grace: int | None = None) -> Json:
         if not pod["spec"].get("nodeName"):
@@ -195,11 +262,7 @@ class Sim:
         """Somebody deletes it; the garbage collector takes what it owns."""
         job = self.others.pop(name)
         self._tell("jobs", "DELETED", job)
-        self.services.discard(name)
-        for pod in [
-            each for each in self.pods.values() if each["metadata"]["labels"]["spot.training/job"] == name
-        ]:
-            self.delete_pod(pod)
+        self._collect(job)
 
     def renew(self) -> None:
         """Kubelets of machines that are up and connected renew their Leases."""

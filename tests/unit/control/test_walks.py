@@ -13,6 +13,7 @@ import pytest
 
 from spot_training.control import placer
 from tests.unit.control.machine import HAPPENINGS, SIZES, FencedMachine, Machine
+from tests.unit.control.owner import FencedOwnerMachine, OwnerMachine
 from tests.unit.control.rival import FencedRivalMachine, RivalMachine
 
 # As with hypothesis, `make soak` runs more, and others each time.
@@ -73,7 +74,9 @@ def shortened(kind: type[Machine], size: int, steps: list[Step]) -> list[Step]:
     return steps
 
 
-@pytest.mark.parametrize("kind", [Machine, FencedMachine, RivalMachine, FencedRivalMachine])
+@pytest.mark.parametrize(
+    "kind", [Machine, FencedMachine, RivalMachine, FencedRivalMachine, OwnerMachine, FencedOwnerMachine]
+)
 def test_what_must_always_hold_holds_on_every_walk(kind: type[Machine]) -> None:
     for seed in range(FIRST, FIRST + WALKS):
         size, steps = drawn(kind, seed)
