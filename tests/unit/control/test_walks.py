@@ -17,7 +17,7 @@ from tests.unit.control.owner import FencedOwnerMachine, OwnerMachine
 from tests.unit.control.rival import FencedRivalMachine, RivalMachine
 
 # As with hypothesis, `make soak` runs more, and others each time.
-WALKS = int(os.environ.get("SPOT_TRAINING_RUNS", "500"))
+WALKS = int(os.environ.get("SPOT_TRAINING_RUNS", "350"))
 FIRST = random.SystemRandom().randrange(2**32) if "SPOT_TRAINING_RUNS" in os.environ else 0
 STEPS = 40
 
