@@ -33,7 +33,8 @@ def test_the_file_has_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[
         "max": 4.0,
     }
     assert rows[1]["value"] == 0 and rows[1]["ratio"] is None
-    head, cordon, _ = capsys.readouterr().out.splitlines()
+    *known, head, cordon, _ = capsys.readouterr().out.splitlines()
+    assert known == ["    cordon: 2 s", "    left: 0 pods"], "each is said when it is measured"
     assert head.split()[:3] == ["name", "value", "unit"] and cordon.split()[:2] == ["cordon", "2"]
 
 
