@@ -134,6 +134,7 @@ class Client:
 
     async def __aenter__(self) -> "Client":
         self._session = aiohttp.ClientSession(
+            # For the pods that an operator makes side by side, and what it asks and writes of other jobs meanwhile.
             connector=aiohttp.TCPConnector(limit=200, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=5),
             headers={"User-Agent": self._agent},

@@ -26,6 +26,9 @@ from spot_training.control.world import Accepted, Job, Pool, Refusal
 logger = logging.getLogger(__name__)
 
 MAX_CONCURRENT = 128
+"""A bare client that makes thousands of pods does best with as many: the API server divides its time among what is
+asked of it, and all that pods set in motion asks as well.
+"""
 NOT_FOUND, CONFLICT, FORBIDDEN, TOO_MANY = 404, 409, 403, 429
 PASSING = frozenset({401, NOT_FOUND, 408, CONFLICT, TOO_MANY})
 """Of the codes from 400 to 499, those that say nothing against what was sent."""
