@@ -1,6 +1,6 @@
 """The state machine with a job that makes its own claim, is refused pods by a quota, and is deleted after its end."""
 
-from spot_training.cluster.client import ApiError
+from spot_training.control.apply import RefusedError
 from tests.unit.control.machine import FencedMachine, Machine, happens
 from tests.unit.control.objects import Json
 from tests.unit.control.operated import Operated
@@ -9,7 +9,6 @@ CLAIM = "job-checkpoint"
 TTL_SECONDS = 50
 RETAIN = {1: "Never", 2: "OnFailure", 3: "Always"}
 """By the size of the gang: a walk has one."""
-FORBIDDEN = 403
 
 
 class OwnerMachine(Machine):
@@ -32,8 +31,7 @@ class OwnerMachine(Machine):
             super().reconcile(operator)
         except AssertionError as error:
             # That a pod is refused is told by an error, and the dispatcher tries again.
-            refused = error.__cause__
-            if not (isinstance(refused, ApiError) and refused.code == FORBIDDEN):
+            if not isinstance(error.__cause__, RefusedError):
                 raise
 
     @happens(pods=[None, None, 0, 1, 2])
@@ -47,6 +45,11 @@ class OwnerMachine(Machine):
         if CLAIM in self.sim.claims and not used:
             self.claims_taken += 1
             self.sim.delete_claim(CLAIM)
+
+    def pods_start(self) -> None:
+        """Which no scheduler lets them while their claim is not there."""
+        if CLAIM in self.sim.claims:
+            super().pods_start()
 
     def the_user_suspends(self, suspend: bool) -> None:
         if not self.sim.gone:
