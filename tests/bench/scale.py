@@ -57,7 +57,7 @@ async def measure(report: Report, size: Size) -> None:
         try:
             await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
             empty = await _resident(client, 0)
-            with controller_flags(PATIENT), kwok.running(LEASE_SECONDS):
+            with controller_flags(PATIENT), kwok.running(LEASE_SECONDS, reminded=False):
                 with step(f"making {size.nodes} simulated nodes"):
                     await crowd.make_nodes(bulk, client, size.nodes)
                 grown = await _resident(client, size.nodes) - empty

@@ -54,7 +54,14 @@ def test_a_gang_of_a_thousand_runs_stops_and_leaves_nothing(thousand: str, place
 
         def tell() -> str:
             found = status(place.namespace, "thousand")
-            return json.dumps({key: found.get(key) for key in ("phase", "ready", "conditions")}, indent=1)
+            told = {key: found.get(key) for key in ("phase", "ready", "conditions")}
+            there = [
+                (each["metadata"], each["status"].get("phase")) for each in pods(place.namespace, "thousand")
+            ]
+            those = [
+                f"{meta['name']} {phase} {meta.get('deletionTimestamp', '')}" for meta, phase in there[:5]
+            ]
+            return json.dumps({**told, f"of {len(there)} pods": those}, indent=1)
 
         wait_until(
             "all ranks running",

@@ -32,9 +32,10 @@ async def reflect(
 ) -> AsyncIterator[tuple[str, Json]]:
     """Yield what happens in a collection, for ever, as ``(type, object)``.
 
-    ``LISTING``, then each object there is as ``MODIFIED``, then ``LISTED``: what was known at ``LISTING`` and did not
-    come by is gone. Then the watch's own ``ADDED``, ``MODIFIED`` and ``DELETED``, until the API server no longer
-    remembers where the watch was (410), or the next list is due; a watch that merely ends goes on where it was.
+    ``LISTING``, then each object there is as ``MODIFIED``, then ``LISTED`` with the list's own version: what was known
+    at ``LISTING`` and did not come by is gone. Then the watch's own ``ADDED``, ``MODIFIED`` and ``DELETED``, until the
+    API server no longer remembers where the watch was (410), or the next list is due; a watch that merely ends goes on
+    where it was.
     Errors are logged and tried again, later each time, up to eight seconds.
     """
     loop = asyncio.get_running_loop()
@@ -51,7 +52,7 @@ async def reflect(
                         yield "MODIFIED", each
                 version = str(page["metadata"]["resourceVersion"])
                 due = loop.time() + relist_seconds
-                yield LISTED, {}
+                yield LISTED, {"metadata": {"resourceVersion": version}}
             began = loop.time()
             async with aclosing(client.watch(path, version)) as events:
                 async for event in events:

@@ -110,9 +110,12 @@ class Cache:
             self._stale.add(last.job_uid)
         return last
 
-    def bury(self, pod: Pod) -> None:
-        """A pod that a live list does not have: a tombstone of what the cache knew."""
-        if self.pods.drop((pod.namespace, pod.name), pod.uid) is not None:
+    def bury(self, pod: Pod, version: int = 0) -> None:
+        """A pod that a live list, of that version, does not have: a tombstone of what the cache knew.
+
+        What was answered about it before the list was made may come in after it: no watch would take that away again.
+        """
+        if self.pods.drop((pod.namespace, pod.name), pod.uid, version) is not None:
             self._unlink(pod, keep_tombstone=True)
 
     def forget_tombstones(self, job: Job) -> None:

@@ -148,7 +148,7 @@ class Operator:
             if type_ == LISTING:
                 before, there = dict(known), set()
             elif type_ == LISTED:
-                self._bury(kind, before or {}, there)
+                self._bury(kind, before or {}, there, _version(raw))
                 before = None
                 self._listed.add(kind)
                 if len(self._listed) == len(FOLLOWED):
@@ -210,7 +210,7 @@ class Operator:
         listed = await self.client.get(LISTS[name])
         for raw in listed["items"]:
             self.take(name, "MODIFIED", raw)
-        self._bury(name, before, {_key(raw) for raw in listed["items"]})
+        self._bury(name, before, {_key(raw) for raw in listed["items"]}, _version(listed))
         return RESYNC_SECONDS
 
     async def _count(self, kind: Hashable) -> float:
@@ -234,34 +234,34 @@ class Operator:
         }
         return known[kind]
 
-    def _bury(self, kind: str, before: Mapping[Any, Any], there: Set[Any]) -> None:
-        """Forget what was known before a list was made, is not in it, and is known no better since."""
+    def _bury(self, kind: str, before: Mapping[Any, Any], there: Set[Any], version: int) -> None:
+        """Forget what was known before a list of that version was made, is not in it, and is known no better since."""
         now = self._known(kind)
         for key, known in before.items():
             if key not in there and now.get(key) is known:
                 logger.warning("%s %s is gone, and no watch said so", kind, key)
-                self._forget(kind, key, known)
+                self._forget(kind, key, known, version)
 
-    def _forget(self, kind: str, key: Any, known: Any) -> None:
+    def _forget(self, kind: str, key: Any, known: Any, version: int) -> None:
         match kind:
             case "pods":
-                self.cache.bury(known)
+                self.cache.bury(known, version)
                 if known.job_uid:
                     self.jobs.add((known.namespace, known.job))
                 if known.pool:
                     self.pools.add(known.pool)
             case "jobs":
-                self.cache.jobs.drop(key)
+                self.cache.jobs.drop(key, version=version)
                 self.cache.forget_job(known.uid)
                 self._job_changed(known, None)
             case "nodes":
                 pools = self.cache.supply.pools_of(key)
-                self.cache.nodes.drop(key)
+                self.cache.nodes.drop(key, version=version)
                 self._node_changed(known, None, pools)
             case "pools":
-                self.cache.pools.drop(key)
+                self.cache.pools.drop(key, version=version)
             case "claims":
-                self.cache.claims.drop(key)
+                self.cache.claims.drop(key, version=version)
                 self._wake_claim(key)
             case "volumes":
                 self.cache.drop_volume(key)
@@ -398,6 +398,10 @@ def _key(raw: Mapping[str, Any]) -> Any:
     """By what the caches know an object: its name, with its namespace where it is in one."""
     meta = raw["metadata"]
     return (meta["namespace"], meta["name"]) if "namespace" in meta else meta["name"]
+
+
+def _version(raw: Mapping[str, Any]) -> int:
+    return int(raw["metadata"]["resourceVersion"])
 
 
 def _name(raw: Mapping[str, Any]) -> str:

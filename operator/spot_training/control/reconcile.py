@@ -221,7 +221,7 @@ class Reconciler:
             there.add(raw["metadata"]["uid"])
         for pod in self._cache.pods_of(job.uid):
             if pod.uid not in there and not pod.removed:
-                self._cache.bury(pod)
+                self._cache.bury(pod, int(listed["metadata"]["resourceVersion"]))
 
     async def _volumes(self, job: Job) -> None:
         """Look up the job's volumes that its claims name and no watch has brought yet."""

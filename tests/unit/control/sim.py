@@ -76,7 +76,7 @@ class Sim:
         if parts[-1] == "pods":
             label, _, value = query["labelSelector"].partition("=")
             mine = [pod for pod in self.pods.values() if pod["metadata"]["labels"][label] == value]
-            return {"items": copied(mine)}
+            return {"metadata": {"resourceVersion": str(self.version)}, "items": copied(mine)}
         if parts[-2] == "pods" and parts[-1] in self.pods:
             return copied(self.pods[parts[-1]])
         if parts[-2] == "services" and parts[-1] in self.services:

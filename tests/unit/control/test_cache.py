@@ -104,6 +104,14 @@ def test_an_object_that_a_list_had_missed_comes_back_with_a_newer_version() -> N
     assert pods(made) == [("p-1", False)]
 
 
+def test_an_answer_from_before_the_list_that_it_is_not_in_brings_nothing_back() -> None:
+    made = cache(pod(10))
+    made.bury(made.pods_of("j-1")[0], version=14)
+    assert made.put_pod(pod(12))[1] is None
+    assert pods(made) == [("p-1", True)]
+    assert used(made) == {}
+
+
 def test_what_is_buried_twice_is_buried_once() -> None:
     made = cache(pod(10))
     (known,) = made.pods_of("j-1")

@@ -47,7 +47,7 @@ class Lists:
         answer = list(self.items[path])
         for operator, kind, raw in self.meanwhile:
             operator.take(kind, "ADDED", raw)
-        return {"metadata": self.metadata, "items": answer}
+        return {"metadata": {"resourceVersion": "20", **self.metadata}, "items": answer}
 
 
 @pytest.fixture
@@ -114,6 +114,17 @@ async def test_a_pod_that_is_gone_leaves_what_was_last_seen_of_it(operator: Oper
     await compared(operator, "pods")
     (last,) = operator.cache.pods_of("j-1")
     assert last.removed and last.started_at is not None and not last.running
+
+
+@pytest.mark.parametrize("kind", sorted(LISTS.keys() - {"volumes"}))
+async def test_what_was_answered_before_the_list_and_comes_after_it_brings_nothing_back(
+    operator: Operator, lists: Lists, kind: str
+) -> None:
+    lists.items[LISTS[kind]] = []
+    await compared(operator, kind)
+    raw = THERE[kind]
+    operator.take(kind, None, {**raw, "metadata": {**raw["metadata"], "resourceVersion": "19"}})
+    assert not operator._known(kind), "no watch would take that away again"
 
 
 async def test_what_came_while_the_list_was_made_is_no_ghost(operator: Operator, lists: Lists) -> None:

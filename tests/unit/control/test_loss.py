@@ -166,7 +166,10 @@ def test_a_fenced_program_goes_on_without_a_pod_that_cannot_be_killed_and_keeps_
 
 def test_another_program_waits_for_it_and_the_condition_says_what_to_do() -> None:
     scene = hanging("Other")
-    scene.step(85)
+    scene.step(60)
+    assert scene.asked == [], "it has half a minute yet"
+    scene.step(25)
+    assert scene.asked == [Ask.LIVE_PODS], "on the word of a cache nobody is sent to look after it"
     assert scene.current.attempt == 1
     assert [story.reason for story in scene.plan.stories] == ["StuckTerminating"]
     assert "kubectl -n ns delete pod job-1-0 --force --grace-period=0" in scene.condition().message
