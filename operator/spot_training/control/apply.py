@@ -21,7 +21,7 @@ from spot_training.control.act import (
 )
 from spot_training.control.cache import Cache
 from spot_training.control.patch import merge_patch
-from spot_training.control.world import Accepted, Job, Pool, Refusal
+from spot_training.control.world import Accepted, Job, Pod, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -46,17 +46,19 @@ class RefusedError(ApiError):
 class Applier:
     """Writes to the API server, and puts its answers into the cache at once.
 
-    ``look``: is called with the key of a job one of whose pods has come into the cache so, or changed there. The
-    watch brings the same version later, which is nothing new then; and a pod that a queue gates does not change for
-    hours.
+    ``changed``: is told of a pod that has come into the cache so, or changed there. The watch brings the same version
+    later, which is nothing new then; and a pod that a queue gates does not change for hours.
     """
 
     def __init__(
-        self, client: Client, cache: Cache, look: Callable[[tuple[str, str]], None] = lambda key: None
+        self,
+        client: Client,
+        cache: Cache,
+        changed: Callable[[Pod | None, Pod], None] = lambda before, after: None,
     ) -> None:
         self._client = client
         self._cache = cache
-        self._look = look
+        self._changed = changed
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
 
     async def write_status(self, job: Job, status: SpotTrainingJobStatus) -> Job:
@@ -179,7 +181,7 @@ class Applier:
                 raise RuntimeError(
                     f"the name of pod {body['metadata']['name']} is taken by somebody else's pod"
                 )
-        self._take_in(job, raw)
+        self._take_in(raw)
 
     async def _delete_pod(self, job: Job, name: str, uid: str, grace: int | None) -> None:
         try:
@@ -193,12 +195,12 @@ class Applier:
                 self._cache.bury(known)
             return
         if raw.get("kind") == "Pod":
-            self._take_in(job, raw)
+            self._take_in(raw)
 
-    def _take_in(self, job: Job, raw: Json) -> None:
+    def _take_in(self, raw: Json) -> None:
         before, after = self._cache.put_pod(raw)
         if after is not None and after != before:
-            self._look(job.key)
+            self._changed(before, after)
 
     async def _delete_job(self, job: Job) -> None:
         logger.info("deleting finished job %s/%s: its time to live is over", job.namespace, job.name)

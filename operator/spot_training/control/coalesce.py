@@ -7,6 +7,7 @@ decides anything, or is told in an Event, is written at once.
 from typing import Final
 
 from spot_training.api.status import Current, SpotTrainingJobStatus
+from spot_training.control.world import Pod
 
 WAIT_SECONDS: Final = 1.0
 """Progress is written so long after the job's last write; what nobody wrote of for longer is written at once."""
@@ -33,6 +34,16 @@ def may_wait(before: SpotTrainingJobStatus, after: SpotTrainingJobStatus) -> boo
     passing = {"ready": before.ready, "cost": before.cost, "conditions": before.conditions}
     kept = after.model_copy(update={**passing, "current": current})
     return kept == before and _held(before) == _held(after)
+
+
+def is_progress(before: Pod | None, after: Pod, current: Current | None) -> bool:
+    """Whether a pod that changed so, of the job's newest attempt, is merely a step nearer to running.
+
+    It is told when there is time for that. What ends or may end a pod, or lets it out of a queue, decides something.
+    """
+    ending = after.ended or after.deleting or after.removed or after.disruption or after.exit is not None
+    released = before is not None and before.gated != after.gated
+    return not (ending or released or current is None or _is_paid(current))
 
 
 def _is_paid(current: Current) -> bool:

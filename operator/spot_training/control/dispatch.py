@@ -1,5 +1,8 @@
 """Which jobs to look at, when: a queue of keys in which each stands at most once, and a clock.
 
+What can wait stands in a line of its own, of which little is taken while others wait: where thousands of jobs are to be
+begun, all of them are begun before it is said of each how far it is.
+
 A key that is being worked on and is added again is worked on once more afterwards, never at the same time. What
 fails is tried again with a doubling delay. A storm of events about one key is a look now and then: what it looks at
 is the newest state, whatever it has missed.
@@ -7,7 +10,9 @@ is the newest state, whatever it has missed.
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from typing import Final
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +22,9 @@ BURST, INTERVAL_SECONDS = 20, 0.1
 """So many looks at a key follow on each other, the others this far apart: a gang of four that is reclaimed and made
 again is some dozen events, one of a thousand is thousands.
 """
+
+LATER: Final = 8
+"""Of so many keys that are taken, one is of those that can wait, while others do not: nobody waits for ever."""
 
 
 class _Pace:
@@ -46,55 +54,58 @@ class Dispatcher:
         self._work = work
         self._closed = False
         self._workers = workers
-        self._queue: asyncio.Queue[Hashable] = asyncio.Queue()
-        self._waiting: set[Hashable] = set()
+        self._soon: OrderedDict[Hashable, None] = OrderedDict()
+        self._later: OrderedDict[Hashable, None] = OrderedDict()
+        self._there = asyncio.Semaphore(0)
+        """As many as there are in both."""
+        self._taken = 0
         self._busy: set[Hashable] = set()
-        self._again: set[Hashable] = set()
+        self._again: dict[Hashable, bool] = {}
+        """Of those that are being worked on, which are to be once more; whether that can wait."""
         self._timers: dict[Hashable, asyncio.TimerHandle] = {}
         self._failures: dict[Hashable, int] = {}
         self._pace = _Pace()
 
     def __len__(self) -> int:
         """Keys that wait to be worked on."""
-        return len(self._waiting)
+        return len(self._soon) + len(self._later)
 
     def close(self) -> None:
         """Forget all keys, and take none until :meth:`open`. For when nothing runs: it works on nothing then."""
         self._closed = True
         for timer in self._timers.values():
             timer.cancel()
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        for kept in (self._waiting, self._again, self._timers, self._failures):
+        self._there = asyncio.Semaphore(0)
+        for kept in (self._soon, self._later, self._again, self._timers, self._failures):
             kept.clear()
 
     def open(self) -> None:
         """Take keys again; whoever opens it adds all that there are."""
         self._closed = False
 
-    def add(self, key: Hashable) -> None:
-        """Look at the key soon."""
-        if self._closed:
+    def add(self, key: Hashable, *, later: bool = False) -> None:
+        """Look at the key soon; ``later``: once most of those that are to be looked at soon have been."""
+        if self._closed or key in self._soon:
             return
         if key in self._busy:
-            self._again.add(key)
-        elif key not in self._waiting:
+            self._again[key] = later and self._again.get(key, True)
+        elif key in self._later:
+            if not later:
+                del self._later[key]
+                self._soon[key] = None
+        else:
             delay = self._pace.delay(key, asyncio.get_running_loop().time())
             if delay > 0:
                 self.add_after(key, delay)
                 return
-            self._waiting.add(key)
-            self._queue.put_nowait(key)
+            (self._later if later else self._soon)[key] = None
+            self._there.release()
 
     def add_after(self, key: Hashable, seconds: float) -> None:
         """Look at the key in that time at the latest; many calls within it are one look."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        if (
-            self._closed
-            or key in self._waiting
-            or (timer is not None and timer.when() <= loop.time() + seconds)
-        ):
+        if self._closed or key in self._soon or (timer is not None and timer.when() <= loop.time() + seconds):
             return
         if timer is not None:
             timer.cancel()
@@ -112,8 +123,8 @@ class Dispatcher:
 
     async def _run_one(self) -> None:
         while True:
-            key = await self._queue.get()
-            self._waiting.discard(key)
+            await self._there.acquire()
+            key = self._next()
             self._busy.add(key)
             self._pace.note(key, asyncio.get_running_loop().time())
             timer = self._timers.pop(key, None)
@@ -128,8 +139,14 @@ class Dispatcher:
                 logger.warning("%s: %r; again in %.1f s", key, error, delay, exc_info=failures == 1)
             finally:
                 self._busy.discard(key)
-            if key in self._again:
-                self._again.discard(key)
-                self.add(key)
-            elif delay is not None:
+            again = self._again.pop(key, None)
+            if again is not None:
+                self.add(key, later=again)
+            if delay is not None:
                 self.add_after(key, max(0.0, delay))
+
+    def _next(self) -> Hashable:
+        self._taken += 1
+        can_wait = not self._later or (self._soon and self._taken % LATER)
+        key, _ = (self._soon if can_wait else self._later).popitem(last=False)
+        return key

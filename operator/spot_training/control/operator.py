@@ -24,6 +24,7 @@ from spot_training.api.names import API_VERSION, JOB_PLURAL, POOL_PLURAL
 from spot_training.cluster.client import ApiError, Client
 from spot_training.cluster.reflect import LISTED, LISTING, reflect
 from spot_training.control.cache import Cache
+from spot_training.control.coalesce import is_progress
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
 from spot_training.control.headroom import Placeholders
@@ -31,7 +32,7 @@ from spot_training.control.metrics import Metrics
 from spot_training.control.policies.affinity import attachable_to
 from spot_training.control.pools import REPORT_SECONDS, PoolReporter
 from spot_training.control.reconcile import Reconciler
-from spot_training.control.world import Job, Node
+from spot_training.control.world import Job, Node, Pod
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class Operator:
             metrics,
             look=lambda key: self.jobs.add(key),
             waiting=lambda: len(self.jobs),
+            pod_changed=self._pod_changed,
         )
         self.placer = self.reconciler.placer
         self._takers: dict[str, Callable[[str | None, Mapping[str, Any]], None]] = {
@@ -323,7 +325,7 @@ class Operator:
             self.pools.add_after(after.pool, HEADROOM_SECONDS)
             return
         if after.job_uid:
-            self.jobs.add((after.namespace, after.job))
+            self._pod_changed(before, after)
         done = after.ended or after.removed
         if after.claim and done:
             self._wake_claim((after.namespace, after.claim))
@@ -332,6 +334,12 @@ class Operator:
             self.placer.wake()
             for name in pools:
                 self.pools.add_after(name, self.reporter.pause(name))
+
+    def _pod_changed(self, before: Pod | None, after: Pod) -> None:
+        """A job's pod did."""
+        key = after.namespace, after.job
+        job = self.cache.jobs.items.get(key)
+        self.jobs.add(key, later=is_progress(before, after, job.status.current if job is not None else None))
 
     def _take_node(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]

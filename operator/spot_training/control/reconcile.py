@@ -25,7 +25,7 @@ from spot_training.control.plan import plan
 from spot_training.control.policies.affinity import attachable_to
 from spot_training.control.policies.demand import Choice
 from spot_training.control.read import seconds
-from spot_training.control.world import Accepted, Ask, Job, Pool, Refusal
+from spot_training.control.world import Accepted, Ask, Job, Pod, Pool, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         look: Callable[[tuple[str, str]], None] = lambda key: None,
         waiting: Callable[[], int] = lambda: 0,
+        pod_changed: Callable[[Pod | None, Pod], None] = lambda before, after: None,
     ) -> None:
         self._client = client
         self._cache = cache
@@ -66,7 +67,7 @@ class Reconciler:
         self._metrics = metrics
         self._clock = clock
         self._waiting = waiting
-        self._applier = Applier(client, cache, look)
+        self._applier = Applier(client, cache, pod_changed)
         self._complaints = Complaints(client, cache, self.now)
         self.placer = Placer(cache, self.now, look)
         self._obstacles: dict[Hashable, tuple[int, Exception]] = {}

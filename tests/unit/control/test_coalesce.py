@@ -1,12 +1,20 @@
 """Which writes of the status may wait for the next, and that they do not wait for ever."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
 from spot_training.api.model import Condition
 from spot_training.api.status import AttemptNode, Current, OnDemandRanks, SpotTrainingJobStatus, Stop, Terms
-from spot_training.control.coalesce import BUSY_WAIT_SECONDS, WAIT_SECONDS, may_wait, wait_seconds
+from spot_training.control.coalesce import (
+    BUSY_WAIT_SECONDS,
+    WAIT_SECONDS,
+    is_progress,
+    may_wait,
+    wait_seconds,
+)
+from spot_training.control.world import Exit, Pod
 from tests.unit.control.objects import Json, raw_job
 from tests.unit.control.operated import KEY, Operated
 from tests.unit.control.sim import Sim
@@ -73,6 +81,46 @@ def test_what_decides_anything_does_not(change: Json) -> None:
 def test_where_a_machine_is_paid_from_a_budget_nothing_waits(terms: Json) -> None:
     before = BEFORE.model_copy(update=current(**terms))
     assert not may_wait(before, before.model_copy(update={"ready": "1/2"}))
+
+
+MADE = Pod("ns", "job-1-0", "p-1", job="job", job_uid="j-1")
+
+
+def changed(**fields: Any) -> Pod:
+    return dataclasses.replace(MADE, **fields)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        changed(node="a1"),
+        changed(node="a1", started_at=1.0, running=True),
+        changed(trouble="ErrImagePull: no"),
+        changed(gated=True),
+    ],
+)
+def test_a_pod_that_comes_nearer_to_running_can_wait(after: Pod) -> None:
+    assert is_progress(MADE if not after.gated else None, after, CURRENT)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        changed(ended=True),
+        changed(exit=Exit(1, "Error", 1.0)),
+        changed(deleting=True),
+        changed(removed=True),
+        changed(disruption="PreemptionByScheduler"),
+        changed(gated=True),
+    ],
+)
+def test_one_that_ends_or_may_end_or_is_held_or_let_go_by_a_queue_cannot(after: Pod) -> None:
+    assert not is_progress(MADE, after, CURRENT)
+
+
+def test_nor_can_one_whose_machine_is_paid_from_a_budget_or_whose_attempt_is_not_known() -> None:
+    assert not is_progress(MADE, changed(node="a1"), CURRENT.model_copy(update={"terms": PAID}))
+    assert not is_progress(MADE, changed(node="a1"), None)
 
 
 def test_while_many_jobs_wait_progress_waits_longer_but_not_for_ever() -> None:

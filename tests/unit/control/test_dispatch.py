@@ -81,6 +81,66 @@ async def test_a_key_is_never_worked_on_twice_at_once_and_once_more_after_change
     assert not work.overlapped
 
 
+async def test_what_can_wait_comes_after_what_cannot_but_for_one_in_so_many() -> None:
+    work = Work()
+    queue = Dispatcher(work, workers=1)
+    for number in range(3):
+        queue.add(f"later {number}", later=True)
+    for number in range(10):
+        queue.add(number)
+    assert len(queue) == 13
+    task = asyncio.create_task(queue.run())
+    await work.until(lambda: len(work.calls) == 13)
+    task.cancel()
+    assert work.calls == [*range(7), "later 0", 7, 8, 9, "later 1", "later 2"]
+    assert len(queue) == 0
+
+
+async def test_what_can_wait_no_longer_does_not_and_what_cannot_does_not_begin_to() -> None:
+    work = Work()
+    queue = Dispatcher(work, workers=1)
+    queue.add("a", later=True)
+    queue.add("b")
+    queue.add("b", later=True)
+    queue.add("c")
+    queue.add("a")
+    task = asyncio.create_task(queue.run())
+    await work.until(lambda: len(work.calls) == 3)
+    task.cancel()
+    assert work.calls == ["b", "c", "a"]
+
+
+@pytest.mark.parametrize("later", [[True, False], [False, True], [True, True]])
+async def test_what_changes_while_it_is_worked_on_waits_if_all_that_changed_can(later: list[bool]) -> None:
+    work = Work()
+    work.gate.clear()
+    async with running(work, workers=1) as queue:
+        queue.add("a")
+        await work.until(lambda: work.busy["a"] == 1)
+        for each in later:
+            queue.add("a", later=each)
+        queue.add("b", later=True)
+        work.gate.set()
+        await work.until(lambda: len(work.calls) == 3)
+    assert work.calls == (["a", "b", "a"] if all(later) else ["a", "a", "b"])
+    assert not work.overlapped
+
+
+async def test_a_time_that_comes_while_a_key_can_wait_ends_its_wait() -> None:
+    work = Work()
+    work.gate.clear()
+    async with running(work, workers=1) as queue:
+        queue.add("busy")
+        await work.until(lambda: work.busy["busy"] == 1)
+        queue.add("a", later=True)
+        queue.add_after("a", 0.0)
+        await work.until(lambda: "a" in queue._soon)
+        queue.add("b")
+        work.gate.set()
+        await work.until(lambda: len(work.calls) == 3)
+    assert work.calls == ["busy", "a", "b"]
+
+
 async def test_it_is_called_again_when_it_asked_to_be() -> None:
     work = Work()
     work.answers = [0.01, 0.0]

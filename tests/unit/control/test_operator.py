@@ -101,6 +101,34 @@ async def test_a_claim_wakes_the_jobs_that_name_it(operator: Operator) -> None:
     assert len(operator.jobs) == 2
 
 
+async def test_jobs_are_begun_before_others_are_told_to_be_nearer_to_running_but_not_before_those_that_end(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[object] = []
+
+    async def look(key: tuple[str, str]) -> None:
+        looked.append(key[1])
+
+    monkeypatch.setattr(operator.reconciler, "reconcile", look)
+    current = {"attempt": 1, "pool": "a", "openedAt": "2026-04-08T05:00:00Z"}
+    for name in ("job", "ending"):
+        operator.cache.jobs.put(raw_job(name, f"j-{name}", current=current))
+    operator.take("pods", "ADDED", raw_pod())
+    ending = raw_pod("ending-1-0", uid="p-2")
+    ending["metadata"]["labels"] |= {"spot.training/job": "ending", "spot.training/job-uid": "j-ending"}
+    ending["metadata"]["ownerReferences"][0] |= {"name": "ending", "uid": "j-ending"}
+    ending["metadata"]["deletionTimestamp"] = "2026-04-08T05:01:00Z"
+    operator.take("pods", "ADDED", ending)
+    for name in ("one", "two"):
+        operator.jobs.add(("ns", name))
+    running = asyncio.create_task(operator.jobs.run())
+    async with asyncio.timeout(20):
+        while len(looked) < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    running.cancel()
+    assert looked == ["ending", "one", "two", "job"]
+
+
 async def test_another_price_is_shown_by_the_pools(
     operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

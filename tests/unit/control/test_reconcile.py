@@ -55,7 +55,7 @@ class Setting:
             lambda before, after: self.changes.append((before, after)),
             self.metrics,
             lambda: self.sim.now,
-            self.looks.append,
+            pod_changed=lambda _, after: self.looks.append((after.namespace, after.job)),
         )
 
     def see_job(self) -> None:
