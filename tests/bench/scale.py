@@ -216,7 +216,7 @@ async def _mass_reclaim(
             return sum(fresh.get(job, 0) for job in affected)
 
         wanted = len(affected) * size.pods
-        await crowd.wait_for_all("every affected job has its next pods", recreated, wanted, within=900)
+        await crowd.wait_for_all("every affected job has its next pods", recreated, wanted, within=1800)
         seconds = time.monotonic() - began
     report.value("mass_reclaim_marking_seconds", marking, "s")
     report.value("mass_reclaim_recreated_seconds", seconds, "s")
@@ -300,7 +300,7 @@ async def _all_running(client: Client, operator: OperatorProcess, size: Size) ->
         there = await operator.metric("spot_operator_jobs", 'phase="Running"')
         return there == size.jobs and await operator.metric("spot_operator_queue_depth") == 0
 
-    await crowd.wait_for("every job runs", running, within=900, every=1)
+    await crowd.wait_for("every job runs", running, within=1800, every=1)
 
 
 def _jobs_path() -> str:
