@@ -100,7 +100,7 @@ class Cache:
 
     def remove_pod(self, raw: Json) -> Pod | None:
         """A pod is gone; ``raw`` is the last that was seen of it. Ours leave a tombstone."""
-        known = self.pods.drop(_named(raw), raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"]))
+        known = self.pods.remove(raw)
         if known is not None:
             self._unlink(known, keep_tombstone=False)
         last = read_pod(raw, removed=True)

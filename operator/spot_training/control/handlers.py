@@ -37,7 +37,7 @@ def _register(made: kopf.OperatorRegistry, operator: Operator, kind: str, resour
     async def event(event: Mapping[str, Any], memo: kopf.Memo, **_: Any) -> None:
         operator.take(kind, event["type"], event["object"])
         if event["type"] is None and memo.get("seen"):
-            operator.relisted(kind)
+            operator.follower.relisted(kind)
         memo["seen"] = True
 
     kopf.on.event(*resource, id=f"event-{kind}", registry=made)(event)

@@ -14,10 +14,11 @@ from typing import Final
 from spot_training.cluster.client import ApiError, Client
 from spot_training.control.connect import connection
 from spot_training.control.election import Election, LeaderClient
+from spot_training.control.follow import LISTS
 from spot_training.control.handlers import watch
 from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics, serving
-from spot_training.control.operator import LISTS, Operator
+from spot_training.control.operator import Operator
 from spot_training.control.prices import PriceFile
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ async def run(
 
         async def work() -> None:
             async with asyncio.TaskGroup() as group:
-                group.create_task(operator.follow())
-                await operator.listed.wait()
+                group.create_task(operator.follower.run())
+                await operator.follower.listed.wait()
                 leave_alone()
                 if prices is not None:
                     await prices.first()

@@ -7,26 +7,23 @@ Kopf watches what is ours, jobs and pools (see :mod:`spot_training.control.handl
 volumes are followed directly: tens of thousands of pods would cost a hundred times more by way of kopf, which gives
 each object a task and each event a handler's whole context.
 
-A deletion that happened while a watch was broken is never told. So the caches are compared with fresh lists every few
-minutes and after each time that a watch had to list again, and a missing pod is looked up before it means anything.
+What no watch told of, :mod:`spot_training.control.follow` finds; a missing pod is looked up before it means anything.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Hashable, Mapping, Set
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, cast
 
-import aiohttp
 from pydantic import ValidationError
 
-from spot_training.api.names import API_VERSION, JOB_PLURAL, POOL_PLURAL
-from spot_training.cluster.client import ApiError, Client
-from spot_training.cluster.reflect import LISTED, LISTING, reflect
+from spot_training.cluster.client import Client
 from spot_training.control.cache import Cache
 from spot_training.control.coalesce import is_progress
 from spot_training.control.dispatch import Dispatcher
 from spot_training.control.events import Announcer
+from spot_training.control.follow import Follower, key_of
 from spot_training.control.headroom import Placeholders
 from spot_training.control.metrics import Metrics
 from spot_training.control.policies.affinity import attachable_to
@@ -36,25 +33,9 @@ from spot_training.control.world import Job, Node, Pod
 
 logger = logging.getLogger(__name__)
 
-RESYNC_SECONDS: Final = 300.0
-RELISTED_SECONDS: Final = 1.0
-"""From the first object of a list that kopf had to make again to our own comparison: it has to bring the rest."""
 NOT_LEADING_SECONDS: Final = 0.5
-COUNT_SECONDS: Final = 30.0
-"""So often it is asked how many jobs and pools there are: of a list that has nothing in it kopf tells nobody."""
 HEADROOM_SECONDS: Final = 0.2
 """A pod that kept a node warm is made again so soon: the autoscaler is to see it while the node is being taken."""
-
-LISTS: Final = {
-    "jobs": f"/apis/{API_VERSION}/{JOB_PLURAL}",
-    "pools": f"/apis/{API_VERSION}/{POOL_PLURAL}",
-    "nodes": "/api/v1/nodes",
-    "volumes": "/api/v1/persistentvolumes",
-    "claims": "/api/v1/persistentvolumeclaims",
-    "pods": "/api/v1/pods",
-}
-FOLLOWED: Final = ("nodes", "volumes", "claims", "pods")
-"""What does not come through kopf."""
 
 
 class Operator:
@@ -73,9 +54,6 @@ class Operator:
         self.cache = Cache()
         self.watching = asyncio.Event()
         """Kopf has started."""
-        self.listed = asyncio.Event()
-        """All that is followed has been listed once."""
-        self._listed: set[str] = set()
         self.announcer = Announcer(client, socket.gethostname(), lambda: len(self.jobs))
         self.reconciler = Reconciler(
             client,
@@ -101,8 +79,7 @@ class Operator:
             client, self.cache, self.reconciler.now, self.placer.wake, placeholders, self.announcer
         )
         self.pools = Dispatcher(self.reporter.report, workers=2)
-        self.lists = Dispatcher(self._compare, workers=1)
-        self.counts = Dispatcher(self._count, workers=1)
+        self.follower = Follower(client, self.cache, self.take, self._forget)
         metrics.follow(
             lambda: (job.status.phase for job in self.cache.jobs.items.values()),
             lambda: len(self.jobs),
@@ -130,36 +107,6 @@ class Operator:
         finally:
             self.placer.seen(cast(tuple[str, str], key))
 
-    async def follow(self) -> None:
-        """Keep the caches right, until cancelled: no watch tells of what went while it was broken."""
-        for kind in LISTS.keys() - set(FOLLOWED):
-            self.lists.add_after(kind, RESYNC_SECONDS)
-            self.counts.add_after(kind, COUNT_SECONDS)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.lists.run())
-            group.create_task(self.counts.run())
-            for kind in FOLLOWED:
-                group.create_task(self._follow(kind))
-
-    async def _follow(self, kind: str) -> None:
-        known = self._known(kind)
-        # What was known as a list began, and what has come by in it. Only what was there before can be a ghost.
-        before: dict[Any, Any] | None = None
-        there: set[Any] = set()
-        async for type_, raw in reflect(self.client, LISTS[kind], relist_seconds=RESYNC_SECONDS):
-            if type_ == LISTING:
-                before, there = dict(known), set()
-            elif type_ == LISTED:
-                self._bury(kind, before or {}, there, _version(raw))
-                before = None
-                self._listed.add(kind)
-                if len(self._listed) == len(FOLLOWED):
-                    self.listed.set()
-            else:
-                if before is not None:
-                    there.add(_key(raw))
-                self.take(kind, type_, raw)
-
     async def lead(self) -> None:
         """Act, until cancelled."""
         await self._catch_up()
@@ -186,63 +133,8 @@ class Operator:
     async def _catch_up(self) -> None:
         """What the former leader wrote last may not have come yet: GPUs that it gave away would be given again."""
         for kind in ("pools", "jobs"):
-            for raw in await self._list(kind):
+            for raw in await self.follower.list(kind):
                 self.take(kind, None, raw)
-
-    async def _list(self, kind: str) -> list[Mapping[str, Any]]:
-        while True:
-            try:
-                listed = await self.client.get(LISTS[kind])
-            except (ApiError, aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                logger.warning("the %s could not be listed, again in 1 s: %r", kind, error)
-                await asyncio.sleep(1.0)
-                continue
-            items: list[Mapping[str, Any]] = listed["items"]
-            return items
-
-    def relisted(self, kind: str) -> None:
-        """Kopf has listed anew, as after a watch that expired: what is not in that list is gone, and nobody says so."""
-        self.lists.add_after(kind, RELISTED_SECONDS)
-
-    async def _compare(self, kind: Hashable) -> float:
-        """Compare a cache with a fresh list; returns in how many seconds to do it again."""
-        name = str(kind)
-        # Only what was there before the list was made can be a ghost.
-        before = dict(self._known(name))
-        listed = await self.client.get(LISTS[name])
-        for raw in listed["items"]:
-            self.take(name, "MODIFIED", raw)
-        self._bury(name, before, {_key(raw) for raw in listed["items"]}, _version(listed))
-        return RESYNC_SECONDS
-
-    async def _count(self, kind: Hashable) -> float:
-        """Compare a cache with a list where that has fewer; returns in how many seconds to count again."""
-        name = str(kind)
-        page = await self.client.get(LISTS[name], limit="1")
-        more = page["metadata"].get("remainingItemCount")
-        known = more is not None or not page["metadata"].get("continue")
-        if known and len(page["items"]) + int(more or 0) < len(self._known(name)):
-            self.relisted(name)
-        return COUNT_SECONDS
-
-    def _known(self, kind: str) -> Mapping[Any, Any]:
-        known: dict[str, Mapping[Any, Any]] = {
-            "jobs": self.cache.jobs.items,
-            "pools": self.cache.pools.items,
-            "nodes": self.cache.nodes.items,
-            "volumes": self.cache.volumes,
-            "claims": self.cache.claims.items,
-            "pods": self.cache.pods.items,
-        }
-        return known[kind]
-
-    def _bury(self, kind: str, before: Mapping[Any, Any], there: Set[Any], version: int) -> None:
-        """Forget what was known before a list of that version was made, is not in it, and is known no better since."""
-        now = self._known(kind)
-        for key, known in before.items():
-            if key not in there and now.get(key) is known:
-                logger.warning("%s %s is gone, and no watch said so", kind, key)
-                self._forget(kind, key, known, version)
 
     def _forget(self, kind: str, key: Any, known: Any, version: int) -> None:
         match kind:
@@ -270,9 +162,9 @@ class Operator:
         self.placer.wake()
 
     def _take_job(self, type_: str | None, raw: Mapping[str, Any]) -> None:
-        key = _key(raw)
+        key = key_of(raw)
         if type_ == "DELETED":
-            gone = self.cache.jobs.drop(key, raw["metadata"]["uid"])
+            gone = self.cache.jobs.remove(raw)
             if gone is not None:
                 self.cache.forget_job(gone.uid)
                 self._job_changed(gone, None)
@@ -345,7 +237,7 @@ class Operator:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
             pools = self.cache.supply.pools_of(name)
-            gone = self.cache.nodes.drop(name, raw["metadata"]["uid"])
+            gone = self.cache.nodes.remove(raw)
             if gone is not None:
                 self._node_changed(gone, None, pools)
             return
@@ -365,7 +257,7 @@ class Operator:
     def _take_pool(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         name = raw["metadata"]["name"]
         if type_ == "DELETED":
-            self.cache.pools.drop(name, raw["metadata"]["uid"])
+            self.cache.pools.remove(raw)
             self.placer.wake()
             return
         _, before, after = self.cache.pools.put(raw)
@@ -375,9 +267,9 @@ class Operator:
             self.pools.add_after(name, REPORT_SECONDS)
 
     def _take_claim(self, type_: str | None, raw: Mapping[str, Any]) -> None:
-        key = _key(raw)
+        key = key_of(raw)
         if type_ == "DELETED":
-            changed = self.cache.claims.drop(key, raw["metadata"]["uid"]) is not None
+            changed = self.cache.claims.remove(raw) is not None
         else:
             _, before, after = self.cache.claims.put(raw)
             changed = after is not None and after != before
@@ -386,9 +278,9 @@ class Operator:
 
     def _take_volume(self, type_: str | None, raw: Mapping[str, Any]) -> None:
         if type_ == "DELETED":
-            self.cache.drop_volume(_key(raw))
+            self.cache.drop_volume(key_of(raw))
         else:
-            self.cache.put_volume(_key(raw), attachable_to(raw))
+            self.cache.put_volume(key_of(raw), attachable_to(raw))
 
     def prices_changed(self) -> None:
         """What was too dear may not be so any more, and pools say what they cost."""
@@ -400,16 +292,6 @@ class Operator:
         """Look at the jobs that name the claim: whoever had it may be done with it."""
         for key in self.cache.with_claim(claim):
             self.jobs.add(key)
-
-
-def _key(raw: Mapping[str, Any]) -> Any:
-    """By what the caches know an object: its name, with its namespace where it is in one."""
-    meta = raw["metadata"]
-    return (meta["namespace"], meta["name"]) if "namespace" in meta else meta["name"]
-
-
-def _version(raw: Mapping[str, Any]) -> int:
-    return int(raw["metadata"]["resourceVersion"])
 
 
 def _name(raw: Mapping[str, Any]) -> str:

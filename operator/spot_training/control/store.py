@@ -66,6 +66,10 @@ class Store(Generic[T]):
         self._changed(gone, None)
         return gone
 
+    def remove(self, raw: Json) -> T | None:
+        """Forget an object as it was when it was deleted; what was answered about it before that may come in later."""
+        return self.drop(self.key(raw), raw["metadata"]["uid"], int(raw["metadata"]["resourceVersion"]))
+
     def _bar(self, uid: str, version: int) -> None:
         self._gone[uid] = max(version, self._gone.pop(uid, -1))
         if len(self._gone) > MAX_GONE:

@@ -5,8 +5,9 @@ from typing import Any, cast
 import pytest
 
 from spot_training.cluster.client import Client
+from spot_training.control.follow import COUNT_SECONDS, LISTS, RESYNC_SECONDS
 from spot_training.control.metrics import Metrics
-from spot_training.control.operator import COUNT_SECONDS, LISTS, RESYNC_SECONDS, Operator
+from spot_training.control.operator import Operator
 from tests.unit.control.objects import Json, raw_job, raw_node, raw_pod
 
 OPEN: dict[str, Any] = {
@@ -68,13 +69,13 @@ async def operator(lists: Lists) -> Operator:
 
 
 async def compared(operator: Operator, kind: str) -> None:
-    assert await operator._compare(kind) == RESYNC_SECONDS
+    assert await operator.follower._compare(kind) == RESYNC_SECONDS
 
 
 @pytest.mark.parametrize("kind", LISTS)
 async def test_what_is_there_stays_and_sets_nothing_in_motion(operator: Operator, kind: str) -> None:
     await compared(operator, kind)
-    assert len(operator._known(kind)) == 1
+    assert len(operator.follower._known(kind)) == 1
     assert (len(operator.jobs), len(operator.pools)) == (0, 0)
 
 
@@ -86,7 +87,7 @@ async def test_what_is_gone_is_forgotten_and_its_job_is_looked_at(
 ) -> None:
     lists.items[LISTS[kind]] = []
     await compared(operator, kind)
-    assert not operator._known(kind)
+    assert not operator.follower._known(kind)
     assert len(operator.jobs) == looks
 
 
@@ -105,8 +106,8 @@ async def test_what_is_fewer_than_is_known_is_compared(
 ) -> None:
     lists.items[LISTS["jobs"]] = [THERE["jobs"]][:items]
     lists.metadata = metadata
-    assert await operator._count("jobs") == COUNT_SECONDS
-    assert ("jobs" in operator.lists._timers) is compares
+    assert await operator.follower._count("jobs") == COUNT_SECONDS
+    assert ("jobs" in operator.follower._lists._timers) is compares
 
 
 async def test_a_pod_that_is_gone_leaves_what_was_last_seen_of_it(operator: Operator, lists: Lists) -> None:
@@ -124,7 +125,21 @@ async def test_what_was_answered_before_the_list_and_comes_after_it_brings_nothi
     await compared(operator, kind)
     raw = THERE[kind]
     operator.take(kind, None, {**raw, "metadata": {**raw["metadata"], "resourceVersion": "19"}})
-    assert not operator._known(kind), "no watch would take that away again"
+    assert not operator.follower._known(kind), "no watch would take that away again"
+
+
+@pytest.mark.parametrize("kind", sorted(LISTS.keys() - {"volumes"}))
+async def test_nor_does_what_was_answered_before_a_deletion_that_a_watch_told_of(
+    operator: Operator, kind: str
+) -> None:
+    """Of a job's versions kopf passes on the newest, so the last may be one that was never seen."""
+
+    def of_version(version: int) -> Json:
+        return {**THERE[kind], "metadata": {**THERE[kind]["metadata"], "resourceVersion": str(version)}}
+
+    operator.take(kind, "DELETED", of_version(20))
+    operator.take(kind, None, of_version(19))
+    assert not operator.follower._known(kind)
 
 
 async def test_what_came_while_the_list_was_made_is_no_ghost(operator: Operator, lists: Lists) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from spot_training.api.times import format_time
 from spot_training.cluster.client import Client
-from spot_training.control import operator as operating
+from spot_training.control import follow
 from spot_training.control.dispatch import BURST, INTERVAL_SECONDS
 from spot_training.control.handlers import watch
 from spot_training.control.metrics import Metrics
@@ -111,11 +111,11 @@ async def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int = 1
         operator = Operator(client, Metrics())
         operator.rest()
         watching = asyncio.create_task(watch(operator, None, asyncio.Event(), lambda: None))
-        following = asyncio.create_task(operator.follow())
+        following = asyncio.create_task(operator.follower.run())
         try:
             made = Cluster(server, operator)
             async with asyncio.timeout(30):
-                await operator.listed.wait()
+                await operator.follower.listed.wait()
             cache = operator.cache
             await made.until("all seen", lambda: len(cache.jobs.items) == jobs and bool(cache.pools.items))
             yield made
@@ -168,7 +168,7 @@ async def test_that_all_jobs_and_pools_went_is_found_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is left to be listed, and kopf has nothing to tell."""
-    monkeypatch.setattr(operating, "COUNT_SECONDS", 0.05)
+    monkeypatch.setattr(follow, "COUNT_SECONDS", 0.05)
     async with watched(tmp_path, monkeypatch) as cluster:
         cluster.lose(("spottrainingjobs", "ns", "job"), ("spotpools", "", "a"))
         cache = cluster.operator.cache
@@ -181,7 +181,7 @@ async def test_a_watch_that_only_lost_its_connection_goes_on_where_it_was(cluste
     cluster.server.remove("nodes", "a3")
     await cluster.until("the node gone", lambda: "a3" not in cluster.operator.cache.nodes.items)
     assert ("nodes", True) not in cluster.server.watches, "nothing was listed anew"
-    assert len(cluster.operator.lists) == 0
+    assert len(cluster.operator.follower._lists) == 0
 
 
 async def test_a_standby_sees_everything_and_writes_nothing_and_then_acts_on_all_of_it(
