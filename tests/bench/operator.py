@@ -5,6 +5,7 @@ import asyncio
 
 from tests.bench import recovery, scale
 from tests.bench.report import Report
+from tests.kit.operators import installed_operator_away
 
 
 def main() -> None:
@@ -17,7 +18,8 @@ def main() -> None:
     options = parser.parse_args()
     report = Report("operator")
     if options.only != "recovery":
-        asyncio.run(scale.measure(report, scale.Size(options.nodes, options.jobs)))
+        with installed_operator_away():
+            asyncio.run(scale.measure(report, scale.Size(options.nodes, options.jobs)))
     if options.only != "scale":
         recovery.measure(report, options.trials)
     report.finish()

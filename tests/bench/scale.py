@@ -3,8 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,8 +19,7 @@ from tests.bench.costs import noted
 from tests.bench.crowd import Bulk, Json, count
 from tests.bench.operator_process import OperatorProcess, operator_process
 from tests.bench.report import Report
-from tests.kit import install, kwok, places
-from tests.kit.kube import kubectl
+from tests.kit import kwok, places
 from tests.kit.shell import step
 
 WIDTHS: Final = (16, 32, 64, 128)
@@ -49,10 +47,10 @@ class Size:
 
 
 async def measure(report: Report, size: Size) -> None:
-    """All of it, in one run."""
+    """All of it, in one run, while the installed operator is away: it would do the same work, on the same machine."""
     os.environ["KUBECONFIG"] = str(places.KUBECONFIG)
     where = connection()
-    async with Client(where) as client, Bulk(where, 64) as bulk, _installed_operator_away():
+    async with Client(where) as client, Bulk(where, 64) as bulk:
         await _crowd_away(bulk, client)
         try:
             await bulk.send("POST", "/apis/spot.training/v1alpha1/spotpools", crowd.pool())
@@ -314,21 +312,3 @@ async def _crowd_away(bulk: Bulk, client: Client) -> None:
     await crowd.clear(bulk, client, mine)
     await bulk.send("DELETE", f"/apis/spot.training/v1alpha1/spotpools/{crowd.POOL}")
     await bulk.send("DELETE", f"/api/v1/nodes?labelSelector={crowd.LABEL}%3Dnode")
-
-
-@asynccontextmanager
-async def _installed_operator_away() -> AsyncIterator[None]:
-    """The chart's operator would do the same work, on the same two processors."""
-    away = kubectl(
-        *("-n", install.NAMESPACE, "get", "deployment", "spot-training-operator"),
-        *("--ignore-not-found", "-o", "jsonpath={.spec.replicas}"),
-    )
-    if away:
-        kubectl("-n", install.NAMESPACE, "scale", "deployment", "spot-training-operator", "--replicas=0")
-    try:
-        yield
-    finally:
-        if away:
-            kubectl(
-                "-n", install.NAMESPACE, "scale", "deployment", "spot-training-operator", f"--replicas={away}"
-            )
