@@ -108,11 +108,11 @@ def _terminating(draft: Draft, pod: Pod | None, fenced: bool) -> str:
     if not is_stuck(pod, draft.now):
         draft.wake(pod.kill_at + STUCK_SECONDS)
         return f"its containers are still terminating, and are killed at {killed} at the latest"
+    if not draft.world.live:
+        # On the word of a cache no node is avoided, and nobody is sent to look after it.
+        draft.asks.add(Ask.LIVE_PODS)
     if fenced:
         return ""
-    if not draft.world.live:
-        # Nobody is sent to look after a pod on the word of a cache.
-        draft.asks.add(Ask.LIVE_PODS)
     message = (
         f"the containers of pod {pod.name} on node {pod.node} were to be killed at {killed} and have not ended; the "
         "program's attempts cannot be kept apart (checkpoint.writer: Other), so recovery waits until they have: when "

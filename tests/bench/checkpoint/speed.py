@@ -32,6 +32,8 @@ _BATCH: Final = 32
 """A step then takes a second or more on two cores, as of a program that needs a machine of its own."""
 _BASE_STEPS: Final = 4
 """Undisturbed steps before each save."""
+_LOADS: Final = 3
+"""Loads in each trial: one is a fraction of a second, in which a disk's speed changes by a half."""
 
 
 class Program:
@@ -248,13 +250,19 @@ def main() -> None:
         print(json.dumps(part(arguments.directory, arguments.megabytes, arguments.trial)))
         return
     samples: dict[str, list[float]] = defaultdict(list)
+
+    def run(name: str, trial: int) -> None:
+        chosen = ["--trial", str(trial), "--part", name]
+        words = [sys.executable, "-m", __spec__.name, *sys.argv[1:], *chosen]
+        output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
+        for figure, value in json.loads(output).items():
+            samples[figure].append(value)
+
     for trial in range(arguments.trials):
-        for name in _PARTS:
-            chosen = ["--trial", str(trial), "--part", name]
-            words = [sys.executable, "-m", __spec__.name, *sys.argv[1:], *chosen]
-            output = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
-            for figure, value in json.loads(output).items():
-                samples[figure].append(value)
+        run("measure", trial)
+        for number in range(_LOADS):
+            run("save_for_load", trial * _LOADS + number)
+            run("load", trial * _LOADS + number)
     print(json.dumps(samples))
 
 

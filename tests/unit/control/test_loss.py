@@ -157,6 +157,7 @@ def test_a_fenced_program_goes_on_without_a_pod_that_cannot_be_killed_and_keeps_
     assert "killed at" in scene.condition().message
     scene.used = {("a1", GPU): 2}
     scene.step(25)
+    assert Ask.LIVE_PODS in scene.asked, "a cache may be wrong"
     assert (scene.current.attempt, scene.counts) == (2, (1, 0))
     assert scene.current.avoid == ["a1"]
     (suspect,) = scene.status.suspect_nodes
