@@ -111,10 +111,7 @@ class Cache:
         return last
 
     def bury(self, pod: Pod, version: int = 0) -> None:
-        """A pod that a live list, of that version, does not have: a tombstone of what the cache knew.
-
-        What was answered about it before the list was made may come in after it: no watch would take that away again.
-        """
+        """A pod that a live list, of that version, does not have: a tombstone of what the cache knew."""
         if self.pods.drop((pod.namespace, pod.name), pod.uid, version) is not None:
             self._unlink(pod, keep_tombstone=True)
 

@@ -147,6 +147,6 @@ class Dispatcher:
 
     def _next(self) -> Hashable:
         self._taken += 1
-        can_wait = not self._later or (self._soon and self._taken % LATER)
-        key, _ = (self._soon if can_wait else self._later).popitem(last=False)
+        first = not self._later or (self._soon and self._taken % LATER)
+        key, _ = (self._soon if first else self._later).popitem(last=False)
         return key
